@@ -1,0 +1,1 @@
+"""Runtimes: capability tables, lowering to each runtime, and sessions on the result."""

@@ -1,0 +1,1 @@
+"""Streaming observers and range estimators; they know arrays, not graphs."""

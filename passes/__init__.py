@@ -1,0 +1,1 @@
+"""Passes: each one act on the graph, named by its verb."""

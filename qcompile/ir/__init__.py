@@ -1,0 +1,1 @@
+"""The vocabulary of qcompile: types and acts on graphs that everything else is written in."""

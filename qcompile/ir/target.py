@@ -1,0 +1,79 @@
+"""The types of the capability tables. A Target is data; the rows stand in backends/tables.py."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from qcompile.ir.spec import QuantSpec
+
+__all__ = ["OpSupport", "Role", "Target"]
+
+Role = Literal["compute", "elementwise", "passthrough"]
+"""compute: Conv, MatMul, ... (MACs); elementwise: has its own integer kernel and output scale;
+passthrough: moves values without changing them, so input and output share scale and zero point."""
+
+
+@dataclass(frozen=True)
+class OpSupport:
+    """One row: how a target runs one operator in integers.
+
+    Attributes:
+        op_type: ONNX operator, default domain unless ``domain`` says otherwise.
+        role: see ``Role``.
+        activations: indices of inputs that take an activation Q/DQ. ``None`` means all inputs.
+        weight: index of the input that takes the weight spec when it is constant, or None.
+        weight_axis: output-channel axis of the weight ("auto" = Gemm's, by transB), None per-tensor.
+        bias: index of an int32 bias input, or None.
+        quantized_output: the kernel writes integers (QLinearConv); False: it writes float.
+        dynamic: a form exists that quantizes its activation at run time (float edges).
+        min_opset: default-domain opset from which the integer form is legal.
+        max_opset: last opset, None for no limit.
+        source: where this was learned: "tried ORT 1.31", "header", "vendor doc ...".
+    """
+
+    op_type: str
+    role: Role
+    activations: tuple[int, ...] | None = (0,)
+    weight: int | None = None
+    weight_axis: int | Literal["auto"] | None = None
+    bias: int | None = None
+    quantized_output: bool = True
+    dynamic: bool = False
+    min_opset: int = 10
+    max_opset: int | None = None
+    domain: str = ""
+    source: str = ""
+
+
+@dataclass(frozen=True)
+class Target:
+    """A capability table: what one runtime on one kind of device can do.
+
+    Attributes:
+        name: as given to ``--target``.
+        backend: the module of ``qcompile.backends`` that lowers to it.
+        device: the row of devices ("x86-vnni", ...).
+        activation: request for activations.
+        weight: request for constant weights (its granularity is replaced by each row's axis).
+        ops: op_type -> row.
+        per_channel_opset: default-domain opset that per-channel DequantizeLinear needs.
+        concat_shares_scale: whether Concat's inputs must share one scale.
+    """
+
+    name: str
+    backend: str
+    device: str
+    activation: QuantSpec
+    weight: QuantSpec
+    ops: Mapping[str, OpSupport]
+    per_channel_opset: int = 13
+    concat_shares_scale: bool = False
+    notes: tuple[str, ...] = ()
+    features: tuple[str, ...] = field(default=())
+
+    def support(self, op_type: str, domain: str = "") -> OpSupport | None:
+        """The row for an operator, or None when the target runs it in float only."""
+        row = self.ops.get(op_type)
+        return row if row is not None and row.domain == domain else None
