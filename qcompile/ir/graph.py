@@ -1,0 +1,198 @@
+"""Acts on a graph: origin ids, constants, insertion and replacement. The only module that edits edges.
+
+The graph is an ``onnx_ir.Model`` (imported as ``oir`` throughout): it keeps what a model holds
+(metadata, quantization annotations, overridable initializers, external data as memory maps).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as oir
+
+from qcompile.ir.errors import PassError
+
+__all__ = [
+    "ORIGIN_KEY",
+    "add_initializer",
+    "attribute",
+    "constant",
+    "default_opset",
+    "drop_unused",
+    "fresh_name",
+    "insert_after_value",
+    "is_graph_output",
+    "node_order",
+    "origin",
+    "origins",
+    "replace_value",
+    "set_origin",
+    "single_consumer",
+]
+
+ORIGIN_KEY = "qcompile.origin"
+"""metadata_props key: the origin ids a node stands for, joined by a newline; the first names it."""
+
+
+def origins(node: oir.Node) -> tuple[str, ...]:
+    """All origin ids that a node stands for (several after a fusion), the anchor first."""
+    text = node.metadata_props.get(ORIGIN_KEY, "")
+    return tuple(text.split("\n")) if text else ()
+
+
+def origin(node: oir.Node) -> str:
+    """The origin id that names a node in plan and report; "" for nodes that a pass made up."""
+    return next(iter(origins(node)), "")
+
+
+def set_origin(node: oir.Node, sources: Iterable[oir.Node | str]) -> None:
+    """Let a node stand for ``sources`` (nodes or ids), the first being its anchor; drops repeats."""
+    ids: dict[str, None] = {}
+    for source in sources:
+        for one in (source,) if isinstance(source, str) else origins(source):
+            ids[one] = None
+    if ids:
+        node.metadata_props[ORIGIN_KEY] = "\n".join(ids)
+
+
+def default_opset(model: oir.Model) -> int:
+    """Version of the default operator set that the model imports."""
+    return int(model.opset_imports.get("", 1))
+
+
+def constant(value: oir.Value | None) -> npt.NDArray[np.generic] | None:
+    """The array of a constant (initializer that no caller may override, or Constant node), else None.
+
+    The array may be a read-only view of mapped external data; copy before writing.
+    """
+    if value is None or value.is_graph_input():
+        return None
+    if value.const_value is not None and (value.is_initializer() or _constant_node(value)):
+        return value.const_value.numpy()
+    node = _constant_node(value)
+    if node is None:
+        return None
+    tensor = oir.convenience.get_const_tensor(value)
+    return None if tensor is None else tensor.numpy()
+
+
+def _constant_node(value: oir.Value) -> oir.Node | None:
+    node = value.producer()
+    return node if node is not None and node.op_type == "Constant" and node.domain == "" else None
+
+
+def attribute(node: oir.Node, name: str, default: object = None) -> object:
+    """The Python value of an attribute (tuples for lists), or ``default`` when absent."""
+    found = node.attributes.get(name)
+    if found is None:
+        return default
+    value: object = found.value
+    return tuple(value) if isinstance(value, (list, tuple)) else value
+
+
+def is_graph_output(value: oir.Value) -> bool:
+    """Whether the value is an output of its graph."""
+    return bool(value.is_graph_output())
+
+
+def single_consumer(value: oir.Value) -> oir.Node | None:
+    """The only node that reads a value (which is no graph output), else None."""
+    uses = list(value.uses())
+    if len(uses) != 1 or is_graph_output(value):
+        return None
+    return uses[0].node
+
+
+def fresh_name(graph: oir.Graph, base: str) -> str:
+    """A value name that nothing in the graph or its subgraphs uses: ``base``, else ``base_1``, ..."""
+    taken = _names(graph)
+    if base not in taken:
+        return base
+    count = 1
+    while f"{base}_{count}" in taken:
+        count += 1
+    return f"{base}_{count}"
+
+
+def _names(graph: oir.Graph) -> set[str]:
+    names = {v.name for v in graph.inputs if v.name} | set(graph.initializers)
+    for node in graph.all_nodes():
+        names.update(v.name for v in node.outputs if v.name)
+        for attr in node.attributes.values():
+            if attr.type == oir.AttributeType.GRAPH:
+                inner = attr.as_graph()
+                names |= set(inner.initializers) | {v.name for v in inner.inputs if v.name}
+    return names
+
+
+def add_initializer(graph: oir.Graph, base: str, array: npt.NDArray[np.generic]) -> oir.Value:
+    """Register ``array`` as an initializer under a fresh name derived from ``base``."""
+    name = fresh_name(graph, base)
+    tensor = oir.tensor(np.ascontiguousarray(array), name=name)
+    value = oir.Value(
+        name=name, type=oir.TensorType(tensor.dtype), shape=oir.Shape(array.shape), const_value=tensor
+    )
+    graph.register_initializer(value)
+    return value
+
+
+def replace_value(old: oir.Value, new: oir.Value) -> None:
+    """Let every consumer of ``old`` read ``new``; a graph output keeps its name, type and shape."""
+    if is_graph_output(old):
+        graph = old.graph
+        if graph is None:
+            raise PassError(f"value '{old.name}' belongs to no graph")
+        name = old.name
+        if new.shape is None:
+            new.shape = old.shape
+        if new.type is None:
+            new.type = old.type
+        old.replace_all_uses_with(new, replace_graph_outputs=True)
+        old.name = fresh_name(graph, f"{name}_replaced")
+        new.name = name
+        return
+    old.replace_all_uses_with(new)
+
+
+def insert_after_value(
+    graph: oir.Graph, value: oir.Value, nodes: Sequence[oir.Node], result: oir.Value
+) -> None:
+    """Put a chain behind ``value``: its consumers (and graph outputs) then read ``result``.
+
+    ``nodes`` are inserted behind the producer (or first, for graph inputs); those that read
+    ``value`` themselves keep reading it.
+    """
+    inside = set(nodes)
+    uses = [u for u in value.uses() if u.node not in inside]
+    producer = value.producer()
+    if producer is None:
+        first = next(iter(graph), None)
+        if first is None:
+            graph.extend(nodes)
+        else:
+            graph.insert_before(first, nodes)
+    else:
+        graph.insert_after(producer, nodes)
+    for use in uses:
+        use.node.replace_input_with(use.idx, result)
+
+
+def node_order(graph: oir.Graph) -> dict[oir.Node, int]:
+    """node -> position in the (topological) order of the graph."""
+    return {node: i for i, node in enumerate(graph)}
+
+
+def drop_unused(model: oir.Model) -> int:
+    """Remove nodes and initializers that nothing reads; returns how many. Subgraphs included."""
+    from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+    before = sum(1 for _ in _everything(model.graph))
+    RemoveUnusedNodesPass()(model)
+    return before - sum(1 for _ in _everything(model.graph))
+
+
+def _everything(graph: oir.Graph) -> Iterator[object]:
+    yield from graph.all_nodes()
+    yield from graph.initializers.values()
