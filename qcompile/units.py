@@ -85,11 +85,15 @@ def parse_seconds(text: str, option: str) -> float:
     return _amount(text, option, _SECONDS, "90s or 5m")
 
 
-def _amount(text: str, option: str, units: dict[str, float] | dict[str, int], example: str) -> float:
+def _amount(
+    text: str, option: str, units: dict[str, float] | dict[str, int], example: str
+) -> float:
     found = re.fullmatch(rf"\s*{_NUMBER}\s*([A-Za-z]+)\s*", text)
     factor = units.get(found[2].lower()) if found else None
     if not found or factor is None:
-        raise OptionError(f"{option} '{text}' is not an amount with a unit; write for example {example}")
+        raise OptionError(
+            f"{option} '{text}' is not an amount with a unit; write for example {example}"
+        )
     value = float(found[1]) * factor
     if not (math.isfinite(value) and value > 0):
         raise OptionError(f"{option} '{text}' must be above zero")
