@@ -1,0 +1,75 @@
+"""Builds the wheel and uses it as a stranger would: elsewhere, installed, without a network.
+
+The wheel is made from the source archive (so that both are complete), installed into a new
+environment outside the clone, and `qcompile demo` runs there from a folder that holds nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import venv
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# Put into the new environment as a .pth file, so that every process started from it has it too.
+NO_NETWORK = """
+import socket
+def _refuse(*args, **kwargs):
+    raise OSError("this test runs without a network")
+socket.socket.connect = socket.socket.connect_ex = socket.getaddrinfo = _refuse
+"""
+
+
+def run(*command: str | Path, cwd: Path) -> None:
+    """Runs it, shows it, and ends this script with its exit code when it fails."""
+    print("$", *command, flush=True)
+    keep = {k: v for k, v in os.environ.items() if k not in {"PYTHONPATH", "VIRTUAL_ENV"}}
+    done = subprocess.run([str(c) for c in command], cwd=cwd, check=False, env=keep)
+    if done.returncode:
+        raise SystemExit(done.returncode)
+
+
+def main() -> int:
+    """0 when the demo delivered."""
+    with tempfile.TemporaryDirectory(prefix="qcompile-wheel-") as name:
+        there = Path(name)
+        env, dist, empty = there / "venv", there / "dist", there / "empty"
+        empty.mkdir()
+        venv.create(env, with_pip=True)
+        bin_folder = env / ("Scripts" if os.name == "nt" else "bin")
+        python = bin_folder / "python"
+        run(python, "-m", "pip", "install", "--quiet", "build>=1.2", cwd=there)
+        run(python, "-m", "build", "--outdir", dist, ROOT, cwd=there)
+        (wheel,) = dist.glob("*.whl")
+        print(f"{wheel.name}: {wheel.stat().st_size:,} bytes")
+        run(python, "-m", "pip", "install", "--quiet", f"{wheel}[cpu]", cwd=there)
+        run(python, "-m", "pip", "uninstall", "--quiet", "--yes", "build", cwd=there)
+        probe = "import sysconfig; print(sysconfig.get_paths()['purelib'])"
+        out = subprocess.run([python, "-c", probe], capture_output=True, text=True, check=True)
+        site = Path(out.stdout.strip())
+        (site / "no_network_for_this_test.py").write_text(NO_NETWORK, encoding="utf-8")
+        (site / "no_network.pth").write_text("import no_network_for_this_test\n", encoding="utf-8")
+        command: list[str | Path] = [bin_folder / "qcompile", "demo"]
+        if unshare := cut_off():
+            command = [*unshare, *command]
+        run(*command, cwd=empty)
+    return 0
+
+
+def cut_off() -> list[str | Path]:
+    """The prefix that starts a command in a network of its own, where the system allows it."""
+    unshare = shutil.which("unshare")
+    if unshare is None:
+        return []
+    prefix: list[str | Path] = [unshare, "--map-root-user", "--net"]
+    works = subprocess.run([*prefix, sys.executable, "-c", ""], capture_output=True, check=False)
+    return prefix if works.returncode == 0 else []
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,1 @@
+"""Small real models and their data; zoo.toml says what each file is and where it comes from."""
