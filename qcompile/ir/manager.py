@@ -11,26 +11,13 @@ import onnx_ir as oir
 
 from qcompile.ir.affine import QParams, TensorRange
 from qcompile.ir.errors import PassError, QCompileError
+from qcompile.ir.notes import Note
 from qcompile.ir.plan import PrecisionPlan
 from qcompile.ir.target import Target
 from qcompile.ir.verify import verify
+from qcompile.ir.weights import IntegerWeight
 
 __all__ = ["CompileState", "Note", "Pass", "PassManager", "PassRecord", "PassResult"]
-
-
-@dataclass(frozen=True)
-class Note:
-    """What a pass did or left alone at one place, and why.
-
-    Attributes:
-        where: origin id of the node, or the tensor's name.
-        text: one clause.
-        changed: True when something was done there, False when it was left alone.
-    """
-
-    where: str
-    text: str
-    changed: bool = False
 
 
 @dataclass
@@ -41,7 +28,10 @@ class CompileState:
         model: the graph; passes edit it in place.
         target: the capability table.
         ranges: tensor name -> range seen in calibration (after the PREPARE passes).
-        qparams: tensor name -> scale and zero point chosen; written by QUANTIZE passes.
+        qparams: tensor name -> scale and zero point chosen; written by QUANTIZE passes. What stands
+            here before them is kept: entries for weights too (a weight-range search).
+        weights: weight name -> its integers; what stands here before ``QuantizeWeights`` is kept
+            (learned rounding).
         plan: precision of each layer; None before planning.
         notes: everything worth telling the user that belongs to no pass (loading, degrading).
     """
@@ -50,6 +40,7 @@ class CompileState:
     target: Target
     ranges: dict[str, TensorRange] = field(default_factory=dict)
     qparams: dict[str, QParams] = field(default_factory=dict)
+    weights: dict[str, IntegerWeight] = field(default_factory=dict)
     plan: PrecisionPlan | None = None
     notes: list[Note] = field(default_factory=list)
 
@@ -119,7 +110,9 @@ class PassManager:
                     raise
                 raise PassError(f"pass {one.name}: {e}{self._before()}") from e
             except Exception as e:
-                raise PassError(f"pass {one.name} failed: {type(e).__name__}: {e}{self._before()}") from e
+                raise PassError(
+                    f"pass {one.name} failed: {type(e).__name__}: {e}{self._before()}"
+                ) from e
             record = PassRecord(one.name, result.changed, time.perf_counter() - start, result.notes)
             self.records.append(record)
             if self.after is not None:

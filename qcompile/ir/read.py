@@ -1,0 +1,293 @@
+"""From a user's file to an onnx_ir model: recognise, parse, map the weights.
+
+Weights stay where they lie: tensors of 64 KiB and more are read-only views of the mapped file
+(or of the caller's bytes), so a model costs the memory of its graph until a weight is touched.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import mmap
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath, PureWindowsPath
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnx_ir as oir
+from google.protobuf.message import DecodeError
+
+from qcompile.ir.errors import ModelError
+from qcompile.ir.notes import Note
+from qcompile.ir.wire import CUT_LOCATION, WireError, cut_tensors
+
+__all__ = ["Source", "map_weights", "open_source", "parse"]
+
+_MAP_FROM = 65536
+"""Bytes from which a tensor is a view of the file instead of a copy."""
+
+_MAGIC: tuple[tuple[int, bytes, str], ...] = (
+    (4, b"ORTM", "an .ort file (ONNX Runtime's own format); pass the .onnx file it was made from"),
+    (0, b"PK\x03\x04", "a zip archive (a PyTorch checkpoint?); export it with torch.onnx.export"),
+    (0, b"\x80\x02", "a Python pickle (a PyTorch checkpoint?); export it with torch.onnx.export"),
+    (0, b"version https://git-lfs", "a git LFS pointer, not the model itself; run `git lfs pull`"),
+    (0, b"\x1f\x8b", "a gzip archive; unpack it first"),
+    (0, b"\x89HDF", "an HDF5 file (Keras?); convert it with tf2onnx"),
+    (4, b"TFL3", "a TensorFlow Lite file; convert it with tf2onnx"),
+    (0, b"GGUF", "a GGUF file; export the model to ONNX"),
+    (0, b"<?xml", "an XML file (OpenVINO?); pass the .onnx file it was made from"),
+)
+
+
+@dataclass
+class Source:
+    """Where a model came from.
+
+    Attributes:
+        name: how messages call it.
+        data: the serialized model.
+        path: its file, None for bytes.
+        folder: where side files are looked for; None when unknown.
+        digest: sha256 of the model; side files are added by ``map_weights``.
+    """
+
+    name: str
+    data: memoryview
+    path: Path | None = None
+    folder: Path | None = None
+    _files: dict[str, memoryview] = field(default_factory=dict)
+
+    def sha256(self) -> str:
+        """Hash over the model's bytes and those of its side files."""
+        digest = hashlib.sha256(self.data)
+        for location in sorted(self._files):
+            side = hashlib.sha256(self._files[location]).hexdigest()
+            digest.update(f"\n{location}\n{side}".encode())
+        return digest.hexdigest()
+
+    def side_file(self, location: str, tensor: str) -> memoryview:
+        """The mapped side file, which must lie in the model's folder.
+
+        Raises:
+            ModelError: it is missing, cannot be read, or lies elsewhere.
+        """
+        if location not in self._files:
+            self._files[location] = _map(self._locate(location, tensor))
+        return self._files[location]
+
+    def _locate(self, location: str, tensor: str) -> Path:
+        what = f"model {self.name}: the data of tensor '{tensor}'"
+        posix, windows = PurePosixPath(location), PureWindowsPath(location)
+        outside = posix.is_absolute() or windows.drive or windows.root
+        if not location or outside or ".." in posix.parts or ".." in windows.parts:
+            raise ModelError(
+                f"{what} are said to be in '{location}'; only relative paths within the model's "
+                "folder are read"
+            )
+        if self.folder is None:
+            raise ModelError(
+                f"{what} lie in the side file '{location}', which bytes alone do not locate; "
+                "pass the model's path (or base_dir)"
+            )
+        found = self.folder / location
+        # a model that is itself a link (a download cache) has its side files where it really lies
+        roots = [self.folder.resolve()]
+        if self.path is not None:
+            roots.append(self.path.resolve().parent)
+        real = found.resolve()
+        if not any(real.is_relative_to(root) for root in roots):
+            raise ModelError(f"{what} lie in '{location}', a link to outside the model's folder")
+        if not real.is_file():
+            raise ModelError(
+                f"{what} lie in the side file '{location}', which is missing from {self.folder}; "
+                "put it beside the model"
+            )
+        return found
+
+
+def _map(path: Path) -> memoryview:
+    try:
+        with path.open("rb") as file:
+            if not path.stat().st_size:
+                return memoryview(b"")
+            return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+    except OSError as e:
+        raise ModelError(f"{path}: cannot be read: {e.strerror or e}") from e
+
+
+def open_source(
+    source: str | Path | bytes | onnx.ModelProto, base_dir: Path | None = None
+) -> Source:
+    """The serialized model behind a path, bytes or a proto.
+
+    Raises:
+        ModelError: it cannot be read, or is recognised as something else than ONNX.
+    """
+    if isinstance(source, onnx.ModelProto):
+        try:
+            data = source.SerializeToString(deterministic=True)
+        except (ValueError, DecodeError) as e:
+            raise ModelError(
+                "the ModelProto is above protobuf's limit of 2 GB; save it with external data and "
+                "pass the path"
+            ) from e
+        return Source("(ModelProto)", memoryview(data), folder=base_dir)
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        found = Source("(bytes)", memoryview(source), folder=base_dir)
+    else:
+        path = Path(source)
+        if path.is_dir():
+            raise ModelError(f"{path} is a folder; pass the .onnx file")
+        if not path.exists():
+            raise ModelError(f"{path}: no such file")
+        found = Source(str(path), _map(path), path=path, folder=base_dir or path.parent)
+    _recognise(found)
+    return found
+
+
+def _recognise(source: Source) -> None:
+    if not source.data:
+        raise ModelError(f"{source.name} is empty")
+    head = bytes(source.data[:512])
+    for offset, magic, text in _MAGIC:
+        if head[offset : offset + len(magic)] == magic:
+            raise ModelError(f"{source.name} is {text}")
+    # a ModelProto starts with a field tag; all common first fields are control characters
+    if all(c in b"\t\n\r" or 32 <= c < 127 for c in head[:64]):
+        raise ModelError(f"{source.name} is a text file, not a binary ONNX model")
+
+
+def parse(source: Source) -> tuple[oir.Model, list[Note]]:
+    """The model, its weights mapped.
+
+    Raises:
+        ModelError: the bytes are no valid ONNX model, or weights are missing.
+    """
+    try:
+        small = cut_tensors(source.data, _MAP_FROM)
+    except WireError as e:
+        raise ModelError(f"{source.name} is not an ONNX model, or is truncated: it {e}") from e
+    proto = onnx.ModelProto()
+    try:
+        proto.ParseFromString(small)
+    except DecodeError as e:
+        raise ModelError(f"{source.name} is not an ONNX model: {e}") from e
+    _check_proto(proto, source.name)
+    try:
+        model = oir.from_proto(proto)
+    except Exception as e:
+        raise ModelError(f"{source.name} is not a valid ONNX model: {_root_cause(e)}") from e
+    map_weights(model, source)
+    return model, []
+
+
+def _check_proto(proto: onnx.ModelProto, name: str) -> None:
+    if not proto.HasField("graph") or not proto.ir_version:
+        raise ModelError(f"{name} is not an ONNX model: it holds no graph")
+    if not proto.graph.output:
+        raise ModelError(f"{name} has no outputs")
+    if not proto.opset_import:
+        raise ModelError(f"{name} is not a valid ONNX model: it names no operator set")
+
+
+def _root_cause(error: BaseException) -> str:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return " ".join(str(error).split())[:300]
+
+
+def map_weights(model: oir.Model, source: Source) -> None:
+    """Replace every tensor by one that holds (or maps) its data.
+
+    Raises:
+        ModelError: data are missing, too short, or do not fit the shape.
+    """
+
+    def convert(tensor: oir.TensorProtocol) -> oir.TensorProtocol:
+        return _in_memory(tensor, source)
+
+    for_each_tensor(model, convert)
+
+
+def for_each_tensor(
+    model: oir.Model, convert: Callable[[oir.TensorProtocol], oir.TensorProtocol]
+) -> None:
+    """Replace every initializer and tensor attribute (subgraphs and functions too)."""
+    for graph in model.graphs():
+        for value in graph.initializers.values():
+            if value.const_value is not None:
+                value.const_value = convert(value.const_value)
+    for node in _all_nodes(model):
+        for name, attr in list(node.attributes.items()):
+            if attr.is_ref():
+                continue
+            if attr.type == oir.AttributeType.TENSOR:
+                tensor = convert(attr.as_tensor())
+                node.attributes[name] = oir.AttrTensor(name, tensor, doc_string=attr.doc_string)
+            elif attr.type == oir.AttributeType.TENSORS:
+                tensors = [convert(t) for t in attr.as_tensors()]
+                node.attributes[name] = oir.AttrTensors(name, tensors, doc_string=attr.doc_string)
+
+
+def _all_nodes(model: oir.Model) -> Iterator[oir.Node]:
+    yield from model.graph.all_nodes()
+    for function in model.functions.values():
+        yield from function.all_nodes()
+
+
+def _in_memory(tensor: oir.TensorProtocol, source: Source) -> oir.TensorProtocol:
+    name = tensor.name or "(unnamed)"
+    shape = [int(d) for d in tensor.shape.numpy()]
+    if tensor.dtype == oir.DataType.STRING:
+        return tensor
+    if isinstance(tensor, oir.ExternalTensor):
+        location = str(tensor.location)
+        data = source.data if location == CUT_LOCATION else source.side_file(location, name)
+        where = "the model" if location == CUT_LOCATION else f"'{location}'"
+        needed = _nbytes(shape, tensor.dtype)
+        offset, length = tensor.offset or 0, tensor.length
+        if length is not None and length != needed:
+            raise ModelError(
+                f"{source.name}: tensor '{name}' of shape {shape} needs {needed} bytes, "
+                f"{where} gives it {length}"
+            )
+        if offset < 0 or offset + needed > len(data):
+            raise ModelError(
+                f"{source.name}: tensor '{name}' needs bytes {offset} to {offset + needed} of "
+                f"{where}, which has {len(data)}; the file is truncated or of another model"
+            )
+        raw = np.frombuffer(data[offset : offset + needed], dtype=np.uint8)
+    elif isinstance(tensor, oir.serde.TensorProtoTensor):
+        if tensor.raw.HasField("raw_data"):
+            raw = np.frombuffer(tensor.raw.raw_data, dtype=np.uint8)
+        else:
+            raw = np.frombuffer(tensor.tobytes(), dtype=np.uint8)
+        needed = _nbytes(shape, tensor.dtype)
+        if raw.size != needed:
+            raise ModelError(
+                f"{source.name}: tensor '{name}' of shape {shape} needs {needed} bytes, "
+                f"the model gives it {raw.size}"
+            )
+    else:
+        return tensor
+    return _tensor(raw, tensor, shape)
+
+
+def _nbytes(shape: list[int], dtype: oir.DataType) -> int:
+    return math.ceil(math.prod(shape) * dtype.bitwidth / 8)
+
+
+def _tensor(
+    raw: npt.NDArray[np.uint8], like: oir.TensorProtocol, shape: list[int]
+) -> oir.TensorProtocol:
+    dtype = like.dtype
+    if raw.size < _MAP_FROM:
+        raw = raw.copy()
+    about = {"name": like.name, "doc_string": like.doc_string or None}
+    props = dict(like.metadata_props) or None
+    if dtype.bitwidth < 8:
+        return oir.PackedTensor(raw, dtype, shape=shape, metadata_props=props, **about)
+    array = raw.view(np.dtype(dtype.numpy())).reshape(shape)
+    return oir.Tensor(array, dtype=dtype, metadata_props=props, **about)

@@ -1,0 +1,229 @@
+"""Writes a model: the same bytes for the same model, whatever the folder; all or nothing.
+
+Weights are spliced into the serialized graph while writing, one at a time, so that memory does
+not grow with them (see ``wire``). Above a limit they go to a side file ``NAME.data``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import onnx
+import onnx_ir as oir
+
+from qcompile.ir.errors import ModelError, OutputError
+from qcompile.ir.read import for_each_tensor
+from qcompile.ir.wire import CUT_LOCATION, Chunk, Field, encode_length, rewrite, total_size
+
+__all__ = ["model_bytes", "model_chunks", "save_model"]
+
+_SPLICE_FROM = 1024
+"""Bytes from which a tensor is kept out of protobuf's hands."""
+
+_ALIGN_FROM, _ALIGN = 1 << 20, 4096
+"""Tensors of the side file from 1 MiB on start on a page, so that they can be mapped."""
+
+_PROTOBUF_LIMIT = 2**31 - 1
+
+_MIN_IR: dict[str, int] = {
+    "FLOAT8E4M3FN": 9,
+    "FLOAT8E4M3FNUZ": 9,
+    "FLOAT8E5M2": 9,
+    "FLOAT8E5M2FNUZ": 9,
+    "INT4": 10,
+    "UINT4": 10,
+    "FLOAT4E2M1": 11,
+    "FLOAT8E8M0": 12,
+    "INT2": 13,
+    "UINT2": 13,
+}
+"""dtype -> first IR version that has it (onnx.in.proto)."""
+
+
+def model_bytes(model: oir.Model) -> bytes:
+    """The serialized model with its weights inside.
+
+    Raises:
+        ModelError: it is above 2 GB, which no protobuf reader takes.
+    """
+    chunks = model_chunks(model)
+    size = total_size(chunks)
+    if size > _PROTOBUF_LIMIT:
+        raise ModelError(
+            f"the model has {size} bytes with its weights inside, above protobuf's limit of 2 GB; "
+            "it can only be written as a file with a side file"
+        )
+    return b"".join(chunks)
+
+
+def model_chunks(model: oir.Model) -> list[Chunk]:
+    """The serialized model in pieces; big weights are views, copied only when written."""
+    with _cut_out(model) as tensors:
+        small = _serialize(model)
+
+    def splice(buffer: memoryview, found: list[Field]) -> list[Chunk] | None:
+        index = _cut_index(buffer, found)
+        if index is None:
+            return None
+        data = _bytes_of(tensors[index])
+        rest: list[Chunk] = [
+            buffer[f.start : f.end] for f in found if f.number not in (_EXTERNAL, _LOCATION)
+        ]
+        return [*rest, encode_length(_RAW_DATA, len(data)), data]
+
+    return rewrite(memoryview(small), splice)
+
+
+_RAW_DATA, _EXTERNAL, _LOCATION = 9, 13, 14
+
+
+def _cut_index(buffer: memoryview, found: Sequence[Field]) -> int | None:
+    if not any(f.number == _LOCATION for f in found):
+        return None
+    text = b"".join(bytes(buffer[f.start : f.end]) for f in found if f.number == _EXTERNAL)
+    place = {e.key: e.value for e in onnx.TensorProto.FromString(text).external_data}
+    return int(place["offset"]) if place.get("location") == CUT_LOCATION else None
+
+
+def _bytes_of(tensor: oir.TensorProtocol) -> memoryview:
+    if isinstance(tensor, oir.PackedTensor):
+        array = tensor.numpy_packed()
+    else:
+        array = tensor.numpy()
+    if tensor.dtype.bitwidth >= 8 and array.flags.c_contiguous and array.size:
+        return memoryview(array.reshape(-1).view("u1"))
+    return memoryview(tensor.tobytes())
+
+
+@contextlib.contextmanager
+def _cut_out(model: oir.Model) -> Iterator[list[oir.TensorProtocol]]:
+    """Within, big tensors are placeholders whose offset is their index in the list; then restored."""
+    tensors: list[oir.TensorProtocol] = []
+    originals: list[oir.TensorProtocol] = []
+
+    def cut(tensor: oir.TensorProtocol) -> oir.TensorProtocol:
+        if tensor.nbytes < _SPLICE_FROM or tensor.dtype == oir.DataType.STRING:
+            originals.append(tensor)
+            return tensor
+        tensors.append(tensor)
+        originals.append(tensor)
+        return oir.ExternalTensor(
+            CUT_LOCATION,
+            offset=len(tensors) - 1,
+            length=tensor.nbytes,
+            dtype=tensor.dtype,
+            shape=oir.Shape(tensor.shape),
+            name=tensor.name or "",
+            doc_string=tensor.doc_string,
+            metadata_props=dict(tensor.metadata_props),
+        )
+
+    for_each_tensor(model, cut)
+    try:
+        yield tensors
+    finally:
+        back = iter(originals)
+        for_each_tensor(model, lambda _: next(back))
+
+
+def _serialize(model: oir.Model) -> bytes:
+    return oir.to_proto(model).SerializeToString(deterministic=True)
+
+
+@dataclass
+class _SideFile:
+    """Plan of the side file: which tensor starts where."""
+
+    location: str
+    places: list[tuple[int, memoryview]] = field(default_factory=list)
+    size: int = 0
+
+    def add(self, data: memoryview) -> int:
+        if len(data) >= _ALIGN_FROM:
+            self.size = -(-self.size // _ALIGN) * _ALIGN
+        self.places.append((self.size, data))
+        self.size += len(data)
+        return self.places[-1][0]
+
+    def pieces(self) -> Iterator[Chunk]:
+        at = 0
+        for offset, data in self.places:
+            yield bytes(offset - at)
+            yield data
+            at = offset + len(data)
+
+
+def _external_chunks(model: oir.Model, side: _SideFile) -> list[Chunk]:
+    with _cut_out(model) as tensors:
+        small = _serialize(model)
+
+    def point(buffer: memoryview, found: list[Field]) -> list[Chunk] | None:
+        index = _cut_index(buffer, found)
+        if index is None:
+            return None
+        data = _bytes_of(tensors[index])
+        place = onnx.TensorProto(data_location=onnx.TensorProto.EXTERNAL)
+        offset = side.add(data)
+        for key, value in (
+            ("location", side.location),
+            ("offset", str(offset)),
+            ("length", str(len(data))),
+        ):
+            place.external_data.add(key=key, value=value)
+        rest: list[Chunk] = [
+            buffer[f.start : f.end] for f in found if f.number not in (_EXTERNAL, _LOCATION)
+        ]
+        return [*rest, place.SerializeToString()]
+
+    return rewrite(memoryview(small), point)
+
+
+def save_model(model: oir.Model, path: Path, *, external_above: int = 1_900_000_000) -> None:
+    """Write ``path``, and ``NAME.data`` beside it when model and weights exceed ``external_above``.
+
+    Both are written under temporary names and renamed when complete. The IR version is raised
+    when a tensor's type needs it.
+
+    Raises:
+        OutputError: the file cannot be written (no folder, no permission, disk full).
+    """
+    path = Path(path)
+    raise_ir_version(model)
+    chunks = model_chunks(model)
+    files: list[tuple[Path, Sequence[Chunk] | Iterator[Chunk]]] = []
+    if total_size(chunks) > external_above:
+        side = _SideFile(f"{path.name}.data")
+        chunks = _external_chunks(model, side)
+        files.append((path.with_name(side.location), side.pieces()))
+    files.append((path, chunks))
+    written: list[tuple[Path, Path]] = []
+    try:
+        for target, pieces in files:
+            temporary = target.with_name(f".{target.name}.{os.getpid()}.part")
+            written.append((temporary, target))
+            with temporary.open("wb") as out:
+                out.writelines(pieces)
+        for temporary, target in written:
+            temporary.replace(target)
+    except OSError as e:
+        raise OutputError(f"{path} cannot be written: {e.strerror or e}") from e
+    finally:
+        for temporary, _ in written:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+
+
+def raise_ir_version(model: oir.Model) -> None:
+    """Raise the IR version to the lowest that knows every type the model uses."""
+    needed = model.ir_version
+    for graph in model.graphs():
+        values = [*graph.inputs, *graph.initializers.values()]
+        values += [v for node in graph for v in node.outputs]
+        for value in values:
+            if value.dtype is not None:
+                needed = max(needed, _MIN_IR.get(value.dtype.name, 0))
+    model.ir_version = needed
