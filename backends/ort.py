@@ -233,12 +233,12 @@ def _register(options: Any, library: Path) -> None:
 _PREFIX = re.compile(r"^\[ONNXRuntimeError\] : \d+ : (?P<code>\w+) : ")
 _LOAD = re.compile(r"^Load model from .*? failed:\s*")
 _SOURCE = re.compile(r"^\S*\.(?:cc|h|cpp):\d+ .*?(?=\S+ was false|Non-zero|Exception|\[)")
-# the argument list that follows a node in "In Node, ("name", Op, "", -1) : (...) -> (...) , Error text"
+# In Node, ("name", Op, "domain", -1) : ("input": type, ...) -> ("output",) , Error text
 _IN_NODE = re.compile(r'In Node, \("(?P<name>[^"]*)", (?P<op>\w+), .*?\) , Error (?P<text>.*)$')
 
 
 def one_line(error: BaseException | str) -> str:
-    """ONNX Runtime's message as one line that names the node first, without paths and argument lists."""
+    """ONNX Runtime's message as one line, the node first, without paths and argument lists."""
     text = " ".join(str(error).split())
     text = _PREFIX.sub("", text)
     text = _LOAD.sub("", text)
@@ -280,7 +280,7 @@ def _opens(model: bytes) -> bool:
 
 
 def _probe(opset: int, ir_version: int) -> bytes:
-    """A one-node model; found out by opening, because no table of limits ships with the runtime."""
+    """A one-node model to try to open: no table of limits ships with the runtime."""
     import onnx
     from onnx import helper
 
