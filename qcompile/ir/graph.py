@@ -30,6 +30,7 @@ __all__ = [
     "replace_value",
     "set_origin",
     "single_consumer",
+    "used_names",
 ]
 
 ORIGIN_KEY = "qcompile.origin"
@@ -107,7 +108,7 @@ def single_consumer(value: oir.Value) -> oir.Node | None:
 
 def fresh_name(graph: oir.Graph, base: str) -> str:
     """A value name that nothing in the graph or its subgraphs uses: ``base``, else ``base_1``, ..."""
-    taken = _names(graph)
+    taken = used_names(graph)
     if base not in taken:
         return base
     count = 1
@@ -116,7 +117,8 @@ def fresh_name(graph: oir.Graph, base: str) -> str:
     return f"{base}_{count}"
 
 
-def _names(graph: oir.Graph) -> set[str]:
+def used_names(graph: oir.Graph) -> set[str]:
+    """Every value name in the graph and its subgraphs."""
     names = {v.name for v in graph.inputs if v.name} | set(graph.initializers)
     for node in graph.all_nodes():
         names.update(v.name for v in node.outputs if v.name)

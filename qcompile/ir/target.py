@@ -8,11 +8,14 @@ from typing import Literal
 
 from qcompile.ir.spec import QuantSpec
 
-__all__ = ["OpSupport", "Role", "Target"]
+__all__ = ["AttributeValue", "OpSupport", "Role", "Target"]
 
-Role = Literal["compute", "elementwise", "passthrough"]
+Role = Literal["compute", "elementwise", "passthrough", "absorbed"]
 """compute: Conv, MatMul, ... (MACs); elementwise: has its own integer kernel and output scale;
-passthrough: moves values without changing them, so input and output share scale and zero point."""
+passthrough: moves values without changing them, so input and output share scale and zero point;
+absorbed: has no integer kernel, but vanishes in the requantization of the kernel before it (Relu)."""
+
+AttributeValue = int | float | str | tuple[int, ...] | None
 
 
 @dataclass(frozen=True)
@@ -23,10 +26,20 @@ class OpSupport:
         op_type: ONNX operator, default domain unless ``domain`` says otherwise.
         role: see ``Role``.
         activations: indices of inputs that take an activation Q/DQ. ``None`` means all inputs.
+        outputs: indices of outputs that are integers; ``None`` means all. A node of which
+            another output is used stays float.
         weight: index of the input that takes the weight spec when it is constant, or None.
-        weight_axis: output-channel axis of the weight ("auto" = Gemm's, by transB), None per-tensor.
+        weight_constant: the weight must be constant (Conv); False: it may be an activation (MatMul).
+        weight_axis: output-channel axis of the weight ("auto" = Gemm's, by transB), negative
+            from the end, None per-tensor.
+        weight_ranks: ranks of the weight that the kernel takes.
+        per_channel_ranks: ranks of the weight that it takes with a scale per channel.
         bias: index of an int32 bias input, or None.
-        quantized_output: the kernel writes integers (QLinearConv); False: it writes float.
+        quantized_output: the kernel writes integers only (QLinearConv); False: it can write float
+            too (MatMulIntegerToFloat), so its output needs no Q where nothing integer follows.
+        absorbs: operators behind it that its requantization can take in.
+        allowed: attribute -> the values that are legal; None among them: the attribute is absent.
+        static: a form with fixed activation scales exists.
         dynamic: a form exists that quantizes its activation at run time (float edges).
         min_opset: default-domain opset from which the integer form is legal.
         max_opset: last opset, None for no limit.
@@ -36,10 +49,17 @@ class OpSupport:
     op_type: str
     role: Role
     activations: tuple[int, ...] | None = (0,)
+    outputs: tuple[int, ...] | None = (0,)
     weight: int | None = None
+    weight_constant: bool = True
     weight_axis: int | Literal["auto"] | None = None
+    weight_ranks: tuple[int, ...] | None = None
+    per_channel_ranks: tuple[int, ...] | None = None
     bias: int | None = None
     quantized_output: bool = True
+    absorbs: tuple[str, ...] = ()
+    allowed: Mapping[str, tuple[AttributeValue, ...]] = field(default_factory=dict)
+    static: bool = True
     dynamic: bool = False
     min_opset: int = 10
     max_opset: int | None = None
@@ -58,8 +78,12 @@ class Target:
         activation: request for activations.
         weight: request for constant weights (its granularity is replaced by each row's axis).
         ops: op_type -> row.
+        left_float: op_type -> why the target has no row for an operator that one might expect.
+        qdq_opset: default-domain opset that QuantizeLinear needs.
         per_channel_opset: default-domain opset that per-channel DequantizeLinear needs.
         concat_shares_scale: whether Concat's inputs must share one scale.
+        notes: what was chosen for this device and why, for the report.
+        features: the device's features that the choice rests on.
     """
 
     name: str
@@ -68,6 +92,8 @@ class Target:
     activation: QuantSpec
     weight: QuantSpec
     ops: Mapping[str, OpSupport]
+    left_float: Mapping[str, str] = field(default_factory=dict)
+    qdq_opset: int = 10
     per_channel_opset: int = 13
     concat_shares_scale: bool = False
     notes: tuple[str, ...] = ()
