@@ -1,0 +1,33 @@
+"""Every Target as data: what one runtime on one device can do. The rows stand in tables_*.py."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+
+from qcompile.backends.devices import Device, get_device
+from qcompile.backends.tables_ort import ort_int8
+from qcompile.ir.errors import TargetError
+from qcompile.ir.target import Target
+
+__all__ = ["get_target", "target_names"]
+
+_TARGETS: dict[str, Callable[[Device], Target]] = {"ort-int8": ort_int8}
+
+
+def target_names() -> tuple[str, ...]:
+    """What ``--target`` takes."""
+    return tuple(_TARGETS)
+
+
+def get_target(name: str, device: str | None = None) -> Target:
+    """The table of a target on a device ("native" or None: the CPU of this machine).
+
+    Raises:
+        TargetError: unknown target or device, with the nearest names.
+    """
+    make = _TARGETS.get(name)
+    if make is None:
+        near = difflib.get_close_matches(name, _TARGETS, n=3, cutoff=0.3) or list(_TARGETS)
+        raise TargetError(f"target '{name}' is unknown; nearest: {', '.join(near)}")
+    return make(get_device(device))

@@ -1,0 +1,212 @@
+"""Write the plan into the graph as QuantizeLinear and DequantizeLinear.
+
+Before:  x -> Conv(W, b) -> Relu -> y
+After:   x -> Q -> DQ -> Conv(DQ(W_quantized), DQ(b_quantized)) -> Relu -> Q -> DQ -> y
+
+One pair stands directly behind the producer of a tensor. Integer consumers read its DQ; float
+consumers read the float tensor, unless an integer kernel writes the tensor, for then no float
+tensor will exist.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as oir
+
+from qcompile.ir.affine import QParams, quantize, solve, weight_range
+from qcompile.ir.graph import constant, is_graph_output, used_names
+from qcompile.ir.manager import CompileState, PassResult
+from qcompile.ir.notes import Note
+from qcompile.passes.integer_region import Region, integer_region
+from qcompile.passes.quantizable import Site
+from qcompile.passes.quantize_weights import choose_weights, integer_bias, weight_keys
+from qcompile.passes.share_scales import choose_scales
+
+__all__ = ["InsertQDQ"]
+
+
+@dataclass(frozen=True)
+class InsertQDQ:
+    """Inserts Q/DQ pairs and integer weights; scales and weights not yet chosen are chosen first."""
+
+    name: str = "insert-qdq"
+
+    def run(self, state: CompileState) -> PassResult:
+        """Edit ``state.model`` as ``state.plan`` says; a second run finds nothing to do.
+
+        Raises:
+            CalibrationError: a tensor that needs a range has none.
+            TargetError: the user pinned a node to int8 that the target cannot run so.
+        """
+        region = integer_region(state)
+        choose_scales(state, region)
+        notes = [*region.refused, *choose_weights(state, region).notes]
+        keys = weight_keys(region)
+        writer = _Writer(state.model)
+        for node, site in region.sites.items():
+            _write_constants(state, writer, site, keys.get(node))
+        for value in region.tensors:
+            _write_pair(state, writer, region, value)
+        writer.drop_unused_constants()
+        notes += [Note(s.origin, "int8", changed=True) for s in region.sites.values()]
+        return PassResult(len(region.sites), tuple(notes))
+
+
+@dataclass
+class _Writer:
+    """Makes initializers and Q/DQ nodes under fresh names."""
+
+    model: oir.Model
+    taken: set[str] = field(init=False)
+    weights: dict[str, oir.Value] = field(default_factory=dict)
+    operands: dict[tuple[oir.Value, bytes], oir.Value] = field(default_factory=dict)
+    replaced: dict[oir.Value, None] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.taken = used_names(self.model.graph)
+
+    def fresh(self, base: str) -> str:
+        name, count = base, 0
+        while name in self.taken:
+            count += 1
+            name = f"{base}_{count}"
+        self.taken.add(name)
+        return name
+
+    def initializer(self, base: str, array: npt.NDArray[np.generic]) -> oir.Value:
+        name = self.fresh(base)
+        tensor = oir.tensor(np.ascontiguousarray(array).reshape(array.shape), name=name)
+        value = oir.Value(
+            name=name,
+            type=oir.TensorType(tensor.dtype),
+            shape=oir.Shape(array.shape),
+            const_value=tensor,
+        )
+        self.model.graph.register_initializer(value)
+        return value
+
+    def parameters(self, base: str, qparams: QParams) -> list[oir.Value]:
+        scale = self.initializer(f"{base}_scale", qparams.scale)
+        return [scale, self.initializer(f"{base}_zero_point", qparams.zero_point)]
+
+    def node(
+        self, op_type: str, base: str, inputs: list[oir.Value], result: oir.Value, axis: int | None
+    ) -> oir.Node:
+        attributes = {} if axis is None else {"axis": axis}
+        return oir.node(op_type, inputs, attributes, outputs=[result], name=f"{base}_{op_type}")
+
+    def dequantized_constant(
+        self, base: str, values: npt.NDArray[np.generic], qparams: QParams, before: oir.Node
+    ) -> oir.Value:
+        """An integer initializer and its DequantizeLinear, standing before a node."""
+        stored = self.initializer(f"{base}_quantized", values)
+        result = oir.Value(
+            name=self.fresh(f"{base}_dequantized"),
+            type=oir.TensorType(oir.DataType.FLOAT),
+            shape=oir.Shape(values.shape),
+        )
+        axis = qparams.spec.granularity.axis
+        inputs = [stored, *self.parameters(base, qparams)]
+        dq = self.node("DequantizeLinear", base, inputs, result, axis)
+        self.model.graph.insert_before(before, dq)
+        return result
+
+    def drop_unused_constants(self) -> None:
+        for value in self.replaced:
+            if value.uses() or is_graph_output(value) or value.is_graph_input():
+                continue
+            producer = value.producer()
+            if producer is not None:
+                self.model.graph.remove(producer, safe=True)
+            elif value.name is not None:
+                self.model.graph.initializers.pop(value.name, None)
+
+
+def _write_constants(state: CompileState, writer: _Writer, site: Site, key: str | None) -> None:
+    """Weight, bias and constant operands of a site."""
+    if site.weight is not None and key is not None and site.row is not None:
+        chosen = state.weights[key]
+        if key not in writer.weights:
+            base = site.weight.name or key
+            writer.weights[key] = writer.dequantized_constant(
+                base, chosen.values, chosen.qparams, site.node
+            )
+        _replace_input(writer, site.node, site.row.weight, writer.weights[key])
+        if site.bias is not None:
+            values, qparams = integer_bias(state, site, chosen)
+            base = site.bias.name or f"{key}_bias"
+            result = writer.dequantized_constant(base, values, qparams, site.node)
+            _replace_input(writer, site.node, site.row.bias, result)
+    for index, value in site.constants.items():
+        array = constant(value)
+        if array is None:
+            continue
+        qparams = _operand_qparams(state, site, value, array)
+        same = (value, qparams.scale.tobytes() + qparams.zero_point.tobytes())
+        if same not in writer.operands:
+            writer.operands[same] = writer.dequantized_constant(
+                value.name or "", quantize(array, qparams), qparams, site.node
+            )
+        _replace_input(writer, site.node, index, writer.operands[same])
+
+
+def _operand_qparams(
+    state: CompileState, site: Site, value: oir.Value, array: npt.NDArray[np.generic]
+) -> QParams:
+    """A mover's constant shares the scale of what it writes; any other has its own."""
+    if site.role == "passthrough":
+        return state.qparams[site.outputs[0].name or ""]
+    spec = state.target.activation
+    return state.qparams.setdefault(value.name or "", solve(weight_range(array, spec), spec))
+
+
+def _replace_input(writer: _Writer, node: oir.Node, index: int | None, new: oir.Value) -> None:
+    if index is None:
+        return
+    old = node.inputs[index]
+    if old is not None:
+        writer.replaced[old] = None
+    node.replace_input_with(index, new)
+
+
+def _write_pair(state: CompileState, writer: _Writer, region: Region, value: oir.Value) -> None:
+    """Q and DQ behind the producer of ``value``."""
+    graph = state.model.graph
+    base = value.name or ""
+    qparams = state.qparams[base]
+    integer_uses = [
+        use
+        for use in value.uses()
+        if use.node in region.sites and region.sites[use.node].activations.get(use.idx) is value
+    ]
+    uses = list(value.uses()) if value in region.written else integer_uses
+    parameters = writer.parameters(base, qparams)
+    quantized = oir.Value(
+        name=writer.fresh(f"{base}_quantized"),
+        type=oir.TensorType(parameters[1].dtype or oir.DataType.UINT8),
+        shape=value.shape,
+    )
+    result = oir.Value(
+        name=writer.fresh(f"{base}_dequantized"),
+        type=oir.TensorType(oir.DataType.FLOAT),
+        shape=value.shape,
+    )
+    q = writer.node("QuantizeLinear", base, [value, *parameters], quantized, None)
+    dq = writer.node("DequantizeLinear", base, [quantized, *parameters], result, None)
+    producer = value.producer()
+    if producer is None:
+        graph.insert_before(graph[0], [q, dq])
+    else:
+        graph.insert_after(producer, [q, dq])
+    for use in uses:
+        use.node.replace_input_with(use.idx, result)
+    if value in region.written and is_graph_output(value):
+        # The model's output keeps its name; the tensor before the pair gives it up.
+        for index, output in enumerate(graph.outputs):
+            if output is value:
+                graph.outputs[index] = result
+        value.name = writer.fresh(f"{base}_float")
+        result.name = base

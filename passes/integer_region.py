@@ -1,0 +1,118 @@
+"""What a plan asks for, resolved on the graph: which sites are integer, which tensors get a Q/DQ.
+
+A region is computed before the first edit and holds for one graph; passes that edit throw it away.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import onnx_ir as oir
+
+from qcompile.ir.errors import PassError, TargetError
+from qcompile.ir.graph import single_consumer
+from qcompile.ir.manager import CompileState
+from qcompile.ir.notes import Note
+from qcompile.ir.plan import INT8
+from qcompile.passes.quantizable import Site, classify
+
+__all__ = ["Region", "integer_region", "pairs"]
+
+
+@dataclass
+class Region:
+    """The integer part of a graph under a plan.
+
+    Attributes:
+        sites: node -> site, integer ones in graph order, without those taken in by another.
+        absorbed: integer site's output -> output of the Relu or Clip that its kernel takes in.
+        tensors: those that get a Q/DQ, in graph order.
+        written: among them, those that an integer kernel writes: all their consumers read the DQ.
+        refused: sites that the plan wants integer and that stay float, with reasons.
+    """
+
+    sites: dict[oir.Node, Site] = field(default_factory=dict)
+    absorbed: dict[oir.Value, oir.Value] = field(default_factory=dict)
+    tensors: list[oir.Value] = field(default_factory=list)
+    written: set[oir.Value] = field(default_factory=set)
+    refused: list[Note] = field(default_factory=list)
+
+    def result(self, output: oir.Value) -> oir.Value:
+        """What stands for a site's output: that of the activation it takes in, else itself."""
+        return self.absorbed.get(output, output)
+
+
+def pairs(sites: list[Site]) -> dict[oir.Node, Site]:
+    """Relu or Clip -> the site before it whose kernel can take it in (its only consumer)."""
+    by_node = {site.node: site for site in sites if not site.reason}
+    found: dict[oir.Node, Site] = {}
+    for site in by_node.values():
+        if site.role != "absorbed":
+            continue
+        before = next(iter(site.activations.values()))
+        producer = before.producer()
+        owner = None if producer is None else by_node.get(producer)
+        if (
+            owner is not None
+            and owner.row is not None
+            and site.op_type in owner.row.absorbs
+            and single_consumer(before) is site.node
+        ):
+            found[site.node] = owner
+    return found
+
+
+def integer_region(state: CompileState) -> Region:
+    """The integer part of ``state.model`` under ``state.plan``.
+
+    Raises:
+        PassError: there is no plan.
+        TargetError: the user pinned a node to int8 that the target cannot run so.
+    """
+    if state.plan is None:
+        raise PassError("no plan: choose one before the Q/DQ nodes are inserted")
+    choices = state.plan.by_origin()
+    region = Region()
+    wanted: list[Site] = []
+    for site in classify(state):
+        choice = choices.get(site.origin)
+        if choice is None or choice.precision != INT8:
+            continue
+        if not site.reason:
+            wanted.append(site)
+        elif choice.pinned:
+            raise TargetError(
+                f"node '{site.origin}' ({site.op_type}) is pinned to int8 but cannot be: {site.reason}; "
+                "remove the pin or set it to float"
+            )
+        else:
+            region.refused.append(Note(site.origin, f"stays float: {site.reason}"))
+    owners = pairs(wanted)
+    for site in wanted:
+        if site.role != "absorbed":
+            region.sites[site.node] = site
+        elif site.node in owners:
+            region.absorbed[next(iter(site.activations.values()))] = site.outputs[0]
+        else:
+            region.refused.append(
+                Note(
+                    site.origin, "stays float: no integer kernel directly before it can take it in"
+                )
+            )
+    _choose_tensors(state.model.graph, region)
+    return region
+
+
+def _choose_tensors(graph: oir.Graph, region: Region) -> None:
+    read = {v for site in region.sites.values() for v in site.activations.values()}
+    for site in region.sites.values():
+        for output in site.outputs:
+            result = region.result(output)
+            always = site.row is not None and site.row.quantized_output
+            if always or result in read:
+                region.written.add(result)
+    needed = read | region.written
+    ordered = list(graph.inputs) + list(graph.initializers.values())
+    for node in graph:
+        ordered.extend(node.outputs)
+    region.tensors = [value for value in ordered if value in needed]

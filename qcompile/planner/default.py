@@ -1,0 +1,100 @@
+"""The plan without measurements: every compute site int8, and what lies between them."""
+
+from __future__ import annotations
+
+import onnx_ir as oir
+
+from qcompile.ir.manager import CompileState
+from qcompile.ir.plan import FLOAT, INT8, LayerChoice, PrecisionPlan
+from qcompile.passes.integer_region import pairs
+from qcompile.passes.quantizable import Site, classify
+
+__all__ = ["default_plan"]
+
+
+def default_plan(state: CompileState) -> PrecisionPlan:
+    """Int8 for every compute site that the target can run so, and for contiguous regions between.
+
+    An elementwise or passthrough node is integer only where all its inputs come from integer nodes
+    and at least one integer node reads its result: elsewhere it would cost a Q/DQ and save nothing.
+    """
+    sites = classify(state)
+    owners = pairs(sites)
+    able = {s.node: s for s in sites if not s.reason and s.role != "absorbed"}
+    refusals = _shrink(able, owners)
+    layers = []
+    for site in sites:
+        precision, reason = FLOAT, site.reason
+        if not reason and site.role == "absorbed":
+            owner = owners.get(site.node)
+            if owner is not None and owner.node in able:
+                precision, reason = INT8, f"taken into the requantization of '{owner.origin}'"
+            else:
+                reason = "no integer kernel directly before it can take it in"
+        elif site.node in able:
+            precision, reason = INT8, _why(site)
+        elif not reason:
+            reason = refusals[site.node]
+        layers.append(LayerChoice(site.origin, site.op_type, precision, reason))
+    return PrecisionPlan(tuple(layers))
+
+
+def _why(site: Site) -> str:
+    if site.role == "compute":
+        return "the target has an integer kernel"
+    return "between integer nodes"
+
+
+def _shrink(able: dict[oir.Node, Site], owners: dict[oir.Node, Site]) -> dict[oir.Node, str]:
+    """Remove from ``able`` what is not contiguous, until nothing changes; node -> why it went.
+
+    Starting from all nodes finds the largest region in which the rule holds (a chain of elementwise
+    nodes between two Convs stays whole); a node removed can only take neighbours with it.
+    """
+    refusals: dict[oir.Node, str] = {}
+    waiting = [site for site in able.values() if site.role != "compute"]
+    while waiting:
+        kept = []
+        for site in waiting:
+            why = _broken(site, able, owners)
+            if why:
+                refusals[site.node] = why
+                del able[site.node]
+            else:
+                kept.append(site)
+        if len(kept) == len(waiting):
+            break
+        waiting = kept
+    return refusals
+
+
+def _broken(site: Site, able: dict[oir.Node, Site], owners: dict[oir.Node, Site]) -> str:
+    for value in site.activations.values():
+        if not _written_by_integer(value, able, owners):
+            return f"its input '{value.name}' is float"
+    if not any(_read_by_integer(value, able, owners) for value in site.outputs):
+        return "nothing integer reads its result"
+    return ""
+
+
+def _written_by_integer(
+    value: oir.Value, able: dict[oir.Node, Site], owners: dict[oir.Node, Site]
+) -> bool:
+    producer = value.producer()
+    if producer is None:
+        return False
+    owner = owners.get(producer)
+    return (producer if owner is None else owner.node) in able
+
+
+def _read_by_integer(
+    value: oir.Value, able: dict[oir.Node, Site], owners: dict[oir.Node, Site]
+) -> bool:
+    for use in value.uses():
+        site = able.get(use.node)
+        if site is not None and site.activations.get(use.idx) is value:
+            return True
+        owner = owners.get(use.node)
+        if owner is not None and owner.node in able and value in owner.outputs:
+            return any(_read_by_integer(out, able, owners) for out in use.node.outputs)
+    return False
