@@ -6,6 +6,7 @@ The graph is an ``onnx_ir.Model`` (imported as ``oir`` throughout): it keeps wha
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
@@ -21,6 +22,7 @@ __all__ = [
     "constant",
     "default_opset",
     "drop_unused",
+    "forget_names",
     "fresh_name",
     "insert_after_value",
     "is_graph_output",
@@ -30,6 +32,7 @@ __all__ = [
     "replace_value",
     "set_origin",
     "single_consumer",
+    "subgraphs_of",
     "used_names",
 ]
 
@@ -99,22 +102,41 @@ def is_graph_output(value: oir.Value) -> bool:
 
 
 def single_consumer(value: oir.Value) -> oir.Node | None:
-    """The only node that reads a value (which is no graph output), else None."""
+    """The only node that reads a value (which is no graph output), else None.
+
+    A reader within a subgraph does not count: it may run never, or many times.
+    """
     uses = list(value.uses())
     if len(uses) != 1 or is_graph_output(value):
         return None
-    return uses[0].node
+    node = uses[0].node
+    return node if node.graph is value.graph else None
+
+
+_taken: weakref.WeakKeyDictionary[oir.Graph, set[str]] = weakref.WeakKeyDictionary()
 
 
 def fresh_name(graph: oir.Graph, base: str) -> str:
-    """A value name that nothing in the graph or its subgraphs uses: ``base``, else ``base_1``, ..."""
-    taken = used_names(graph)
-    if base not in taken:
-        return base
-    count = 1
-    while f"{base}_{count}" in taken:
+    """A value name that nothing in the graph or its subgraphs uses: ``base``, else ``base_1``, ...
+
+    The name counts as taken from now on. All names are collected once and remembered until
+    ``forget_names`` (the verifier does that), so thousands of names cost one look at the graph.
+    A pass that names values by itself must not rely on ``fresh_name`` knowing them.
+    """
+    taken = _taken.get(graph)
+    if taken is None:
+        taken = _taken[graph] = used_names(graph)
+    name, count = base, 0
+    while name in taken:
         count += 1
-    return f"{base}_{count}"
+        name = f"{base}_{count}"
+    taken.add(name)
+    return name
+
+
+def forget_names(graph: oir.Graph) -> None:
+    """Let the next ``fresh_name`` collect all names anew."""
+    _taken.pop(graph, None)
 
 
 def used_names(graph: oir.Graph) -> set[str]:
@@ -122,11 +144,22 @@ def used_names(graph: oir.Graph) -> set[str]:
     names = {v.name for v in graph.inputs if v.name} | set(graph.initializers)
     for node in graph.all_nodes():
         names.update(v.name for v in node.outputs if v.name)
-        for attr in node.attributes.values():
-            if attr.type == oir.AttributeType.GRAPH:
-                inner = attr.as_graph()
-                names |= set(inner.initializers) | {v.name for v in inner.inputs if v.name}
+        for _, inner in subgraphs_of(node):
+            names |= set(inner.initializers) | {v.name for v in inner.inputs if v.name}
     return names
+
+
+def subgraphs_of(node: oir.Node) -> list[tuple[str, oir.Graph]]:
+    """(attribute name, graph) of the graphs a node holds; lists of graphs are numbered."""
+    found: list[tuple[str, oir.Graph]] = []
+    for name, attr in node.attributes.items():
+        if attr.is_ref():
+            continue
+        if attr.type == oir.AttributeType.GRAPH:
+            found.append((name, attr.as_graph()))
+        elif attr.type == oir.AttributeType.GRAPHS:
+            found += [(f"{name}{i}", g) for i, g in enumerate(attr.as_graphs())]
+    return found
 
 
 def add_initializer(graph: oir.Graph, base: str, array: npt.NDArray[np.generic]) -> oir.Value:
@@ -134,37 +167,56 @@ def add_initializer(graph: oir.Graph, base: str, array: npt.NDArray[np.generic])
     name = fresh_name(graph, base)
     tensor = oir.tensor(np.ascontiguousarray(array), name=name)
     value = oir.Value(
-        name=name, type=oir.TensorType(tensor.dtype), shape=oir.Shape(array.shape), const_value=tensor
+        name=name,
+        type=oir.TensorType(tensor.dtype),
+        shape=oir.Shape(array.shape),
+        const_value=tensor,
     )
     graph.register_initializer(value)
     return value
 
 
 def replace_value(old: oir.Value, new: oir.Value) -> None:
-    """Let every consumer of ``old`` read ``new``; a graph output keeps its name, type and shape."""
-    if is_graph_output(old):
-        graph = old.graph
-        if graph is None:
-            raise PassError(f"value '{old.name}' belongs to no graph")
-        name = old.name
-        if new.shape is None:
-            new.shape = old.shape
-        if new.type is None:
-            new.type = old.type
-        old.replace_all_uses_with(new, replace_graph_outputs=True)
-        old.name = fresh_name(graph, f"{name}_replaced")
-        new.name = name
+    """Let every consumer of ``old`` read ``new``; a graph output keeps its name, type and shape.
+
+    For a graph output ``new`` takes over the name. Where it cannot (it is a graph input, an
+    initializer, another output, or of an outer graph) an Identity writes the output.
+    """
+    if not is_graph_output(old):
+        old.replace_all_uses_with(new)
         return
-    old.replace_all_uses_with(new)
+    graph = old.graph
+    if graph is None:
+        raise PassError(f"value '{old.name}' belongs to no graph")
+    name = old.name
+    bound = new.is_graph_input() or new.is_initializer() or is_graph_output(new)
+    written = new
+    if bound or new.graph is not graph:
+        identity = oir.node("Identity", [new], name=fresh_name(graph, f"{name}_identity"))
+        # a graph ends with its outputs, so that everything that may be read stands before
+        graph.append(identity)
+        written = identity.outputs[0]
+    written.shape = old.shape if old.shape is not None else new.shape
+    written.type = old.type if old.type is not None else new.type
+    written.doc_string = old.doc_string
+    written.metadata_props.update(old.metadata_props)
+    for use in list(old.uses()):
+        if use.node is not written.producer():
+            use.node.replace_input_with(use.idx, new)
+    for i, output in enumerate(graph.outputs):
+        if output is old:
+            graph.outputs[i] = written
+    old.name = fresh_name(graph, f"{name}_replaced")
+    written.name = name
 
 
 def insert_after_value(
     graph: oir.Graph, value: oir.Value, nodes: Sequence[oir.Node], result: oir.Value
 ) -> None:
-    """Put a chain behind ``value``: its consumers (and graph outputs) then read ``result``.
+    """Put a chain behind ``value``: its consumers then read ``result``.
 
     ``nodes`` are inserted behind the producer (or first, for graph inputs); those that read
-    ``value`` themselves keep reading it.
+    ``value`` themselves keep reading it, and a graph output stays the value it was.
     """
     inside = set(nodes)
     uses = [u for u in value.uses() if u.node not in inside]
@@ -182,7 +234,7 @@ def insert_after_value(
 
 
 def node_order(graph: oir.Graph) -> dict[oir.Node, int]:
-    """node -> position in the (topological) order of the graph."""
+    """Node -> position in the (topological) order of the graph."""
     return {node: i for i, node in enumerate(graph)}
 
 

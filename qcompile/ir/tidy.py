@@ -11,23 +11,10 @@ from collections.abc import Iterable
 
 import onnx_ir as oir
 
-from qcompile.ir.graph import ORIGIN_KEY, origin
+from qcompile.ir.graph import ORIGIN_KEY, origin, subgraphs_of
 from qcompile.ir.notes import Note
 
-__all__ = ["assign_origins", "subgraphs_of"]
-
-
-def subgraphs_of(node: oir.Node) -> list[tuple[str, oir.Graph]]:
-    """(attribute name, graph) of the graphs a node holds; lists of graphs are numbered."""
-    found: list[tuple[str, oir.Graph]] = []
-    for name, attr in node.attributes.items():
-        if attr.is_ref():
-            continue
-        if attr.type == oir.AttributeType.GRAPH:
-            found.append((name, attr.as_graph()))
-        elif attr.type == oir.AttributeType.GRAPHS:
-            found += [(f"{name}{i}", g) for i, g in enumerate(attr.as_graphs())]
-    return found
+__all__ = ["assign_origins"]
 
 
 def assign_origins(graph: Iterable[oir.Node], prefix: str = "") -> list[Note]:
@@ -44,7 +31,7 @@ def assign_origins(graph: Iterable[oir.Node], prefix: str = "") -> list[Note]:
         own = origin(node)
         if not own:
             own = _one_line(node.name or "")
-            if not own or names[node.name] > 1:
+            if not own or names[node.name or ""] > 1:
                 renamed += bool(own)
                 own = f"{node.op_type}:{_one_line(_first_output(node))}"
             own = _unique(prefix + own, taken)
