@@ -1,0 +1,432 @@
+"""What stands around an operator in a Q/DQ graph: integer tensors it reads, the one it could write.
+
+``Site`` is what a rule sees of one node. Rules ask it for quantized inputs and outputs; what does
+not fit raises ``Refused`` with a reason, before anything in the graph has changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as oir
+
+from qcompile.backends.ort_kernels import MICROSOFT, KernelSet
+from qcompile.ir.graph import (
+    add_initializer,
+    attribute,
+    constant,
+    default_opset,
+    is_graph_output,
+    origin,
+    set_origin,
+    single_consumer,
+)
+
+__all__ = [
+    "Edit",
+    "Lowering",
+    "QTensor",
+    "Refused",
+    "Site",
+    "Tail",
+    "apply_edit",
+    "dequantized",
+    "quantizer",
+    "tail",
+    "tail_through",
+]
+
+_LIMITS = {"uint8": (0, 255), "int8": (-128, 127), "int32": (-(2**31), 2**31 - 1)}
+_EIGHT_BIT = ("uint8", "int8")
+
+
+class Refused(Exception):  # noqa: N818 - a reason, not a defect
+    """Why a node stays as it is; the text becomes a note."""
+
+
+@dataclass(frozen=True)
+class QTensor:
+    """An integer tensor and its parameters: real = scale * (q - zero_point).
+
+    Attributes:
+        q: the integers.
+        scale: shape () or (channels,).
+        zero_point: same shape, dtype of ``q``.
+        axis: of the channels; None per tensor.
+        scale_value: the graph's own constant, reused by the lowered operator.
+        zero_value: the same for the zero point; None when the graph left it out.
+    """
+
+    q: oir.Value
+    scale: npt.NDArray[np.float32]
+    zero_point: npt.NDArray[np.generic]
+    axis: int | None
+    scale_value: oir.Value
+    zero_value: oir.Value | None
+
+    @property
+    def dtype(self) -> str:
+        """Name of the stored type: "uint8", "int8", "int32"."""
+        return str(self.zero_point.dtype)
+
+    @property
+    def limits(self) -> tuple[int, int]:
+        """Lowest and highest integer."""
+        return _LIMITS[self.dtype]
+
+    def quantize(self, real: float) -> int:
+        """The integer that QuantizeLinear gives ``real`` (per tensor only)."""
+        low, high = self.limits
+        # float32 division and round-half-even, as QuantizeLinear does it
+        steps = np.rint(np.float32(real) / self.scale.reshape(-1)[0])
+        return int(np.clip(steps + int(self.zero_point.reshape(-1)[0]), low, high))
+
+    def same_parameters(self, other: QTensor) -> bool:
+        """Whether integers of one can be read as integers of the other."""
+        return (
+            self.dtype == other.dtype
+            and self.axis == other.axis
+            and np.array_equal(self.scale.reshape(-1), other.scale.reshape(-1))
+            and np.array_equal(self.zero_point.reshape(-1), other.zero_point.reshape(-1))
+        )
+
+
+def _parameters(node: oir.Node, q: oir.Value, default_dtype: str) -> QTensor | None:
+    scale = constant(node.inputs[1])
+    scale_value = node.inputs[1]
+    zero_value = node.inputs[2] if len(node.inputs) > 2 else None
+    if (
+        scale is None
+        or scale_value is None
+        or scale.dtype != np.float32
+        or attribute(node, "block_size", 0)
+    ):
+        return None
+    zero = (
+        np.zeros(scale.shape, dtype=default_dtype) if zero_value is None else constant(zero_value)
+    )
+    if zero is None or zero.size != scale.size:
+        return None
+    axis: int | None = None
+    if scale.size != 1:
+        rank = None if q.shape is None else len(q.shape)
+        found = attribute(node, "axis", 1)
+        axis = found if isinstance(found, int) else 1
+        if axis < 0:
+            if rank is None:
+                return None
+            axis += rank
+    return QTensor(q, scale.astype(np.float32), zero, axis, scale_value, zero_value)
+
+
+def dequantized(value: oir.Value | None) -> QTensor | None:
+    """The integers behind a float tensor that a DequantizeLinear writes, else None."""
+    node = None if value is None else value.producer()
+    if node is None or node.op_type != "DequantizeLinear" or node.domain not in ("", MICROSOFT):
+        return None
+    q = node.inputs[0]
+    if q is None:
+        return None
+    dtype = "uint8" if q.dtype is None else q.dtype.name.lower()
+    return _parameters(node, q, dtype) if dtype in ("uint8", "int8", "int32") else None
+
+
+def quantizer(node: oir.Node) -> QTensor | None:
+    """What a QuantizeLinear writes; None for another node or one without constant 8-bit parameters."""
+    if node.op_type != "QuantizeLinear" or node.domain not in ("", MICROSOFT):
+        return None
+    found = _parameters(node, node.outputs[0], "uint8")
+    return found if found is not None and found.dtype in _EIGHT_BIT else None
+
+
+@dataclass(frozen=True)
+class Tail:
+    """The way from a node's float output to the QuantizeLinear behind it.
+
+    Attributes:
+        absorbed: Relu and Clip nodes in between, which become limits on the integers.
+        quantize: the QuantizeLinear.
+        out: what it writes.
+        low: limits that the absorbed activations set, in integers; equal to those of the dtype when
+            the saturation of the requantization does their work.
+        high: see ``low``.
+    """
+
+    absorbed: tuple[oir.Node, ...]
+    quantize: oir.Node
+    out: QTensor
+    low: int
+    high: int
+
+    @property
+    def clamps(self) -> bool:
+        """Whether an integer Clip must follow."""
+        return (self.low, self.high) != self.out.limits
+
+
+def _activation_limits(node: oir.Node) -> tuple[float, float] | None:
+    if node.domain != "":
+        return None
+    if node.op_type == "Relu":
+        return 0.0, float("inf")
+    if node.op_type != "Clip":
+        return None
+    found: list[float] = []
+    for index, name, default in ((1, "min", -float("inf")), (2, "max", float("inf"))):
+        if len(node.inputs) > index and node.inputs[index] is not None:
+            array = constant(node.inputs[index])
+            if array is None or array.size != 1:
+                return None
+            found.append(float(array.reshape(-1)[0]))
+        else:
+            given = attribute(node, name)
+            found.append(float(given) if isinstance(given, (int, float)) else default)
+    return found[0], found[1]
+
+
+def tail(value: oir.Value) -> Tail | None:
+    """The tail behind ``value``, when it has one consumer and each Relu or Clip on the way too.
+
+    Q is monotonic, so Q(clip(x, a, b)) = clip(Q(x), Q(a), Q(b)): an activation between an operator
+    and its Q is exactly a limit on the integers, and none at all where Q(a), Q(b) saturate.
+    """
+    return _follow(single_consumer(value), value)
+
+
+def tail_through(node: oir.Node) -> Tail | None:
+    """The tail that begins with ``node`` itself, a Relu or Clip."""
+    value = node.inputs[0]
+    return None if value is None else _follow(node, value)
+
+
+def _follow(node: oir.Node | None, value: oir.Value) -> Tail | None:
+    absorbed: list[oir.Node] = []
+    limits: list[tuple[float, float]] = []
+    while node is not None:
+        if node.op_type == "QuantizeLinear":
+            out = quantizer(node)
+            if out is None or out.axis is not None:
+                return None
+            low, high = out.limits
+            for a, b in limits:
+                low = max(low, low if a == -float("inf") else out.quantize(a))
+                high = min(high, high if b == float("inf") else out.quantize(b))
+            return Tail(tuple(absorbed), node, out, low, max(low, high))
+        found = _activation_limits(node)
+        if found is None or node.inputs[0] is not value:
+            return None
+        absorbed.append(node)
+        limits.append(found)
+        value = node.outputs[0]
+        node = single_consumer(value)
+    return None
+
+
+@dataclass
+class Edit:
+    """New nodes for a site: which values they take over and which old nodes go."""
+
+    new: list[oir.Node] = field(default_factory=list)
+    takes_over: list[tuple[oir.Value, oir.Value]] = field(default_factory=list)
+    removes: list[oir.Node] = field(default_factory=list)
+
+
+@dataclass
+class Lowering:
+    """One model on its way to integer operators: the kernels there are and the constants made."""
+
+    model: oir.Model
+    kernels: KernelSet
+    _made: dict[tuple[str, tuple[int, ...], bytes], oir.Value] = field(default_factory=dict)
+    _names: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        """Note the names that are taken."""
+        self._names = {n.name for n in self.model.graph.all_nodes() if n.name}
+
+    def constant(self, base: str, array: npt.NDArray[np.generic]) -> oir.Value:
+        """An initializer holding ``array``; small equal ones are shared."""
+        if array.size > 64:
+            return add_initializer(self.model.graph, base, array)
+        key = (str(array.dtype), array.shape, array.tobytes())
+        if key not in self._made:
+            self._made[key] = add_initializer(self.model.graph, base, array)
+        return self._made[key]
+
+    def unique(self, base: str) -> str:
+        """``base``, or ``base/2``, ``base/3`` when a node has it already."""
+        name, count = base, 1
+        while name in self._names:
+            count += 1
+            name = f"{base}/{count}"
+        self._names.add(name)
+        return name
+
+    def free(self, node: oir.Node) -> None:
+        """Give the name of a removed node back."""
+        if node.name:
+            self._names.discard(node.name)
+
+    def opset(self, domain: str) -> int:
+        """Version of an operator set that the model uses."""
+        return default_opset(self.model) if domain == "" else 1
+
+
+class Site:
+    """One node with the integer tensors around it; rules read it and return an ``Edit``."""
+
+    def __init__(self, lowering: Lowering, node: oir.Node) -> None:
+        self.lowering = lowering
+        self.node = node
+        self.edit = Edit()
+
+    # -- reading -------------------------------------------------------------------------------
+
+    def float_input(self, index: int) -> oir.Value | None:
+        """Input ``index``, None when it is left out."""
+        return self.node.inputs[index] if index < len(self.node.inputs) else None
+
+    def input(self, index: int) -> QTensor | None:
+        """The integers behind input ``index``, when it is dequantized from 8-bit."""
+        found = dequantized(self.float_input(index))
+        return found if found is not None and found.dtype in _EIGHT_BIT else None
+
+    def need_input(self, index: int, *, per_tensor: bool = True) -> QTensor:
+        """As ``input``, with a reason where there is none."""
+        value = self.float_input(index)
+        found = self.input(index)
+        if found is None:
+            raise Refused(f"input {index} ('{value.name if value else ''}') is not quantized")
+        if per_tensor and found.axis is not None:
+            raise Refused(f"input {index} has a scale per channel; the kernel takes one per tensor")
+        return found
+
+    def tail(self, index: int = 0) -> Tail | None:
+        """The Q behind output ``index``, if it is the only reader (Relu and Clip in between count)."""
+        return tail(self.node.outputs[index])
+
+    def need_tail(self, dtype: str | None = None) -> Tail:
+        """As ``tail``, with a reason where there is none."""
+        found = self.tail()
+        name = self.node.outputs[0].name
+        if found is None:
+            raise Refused(f"output '{name}' is not quantized, or is also read as float")
+        if dtype is not None and found.out.dtype != dtype:
+            raise Refused(f"output '{name}' is {found.out.dtype}; the kernel writes {dtype}")
+        return found
+
+    def attribute(self, name: str, default: object = None) -> object:
+        """An attribute's Python value."""
+        return attribute(self.node, name, default)
+
+    def attributes(self, *names: str) -> dict[str, oir.Attr]:
+        """Those of the node's attributes that are present, to hand on."""
+        return {n: self.node.attributes[n] for n in names if n in self.node.attributes}
+
+    # -- writing -------------------------------------------------------------------------------
+
+    def scale(self, tensor: QTensor, *, flat: bool = False) -> oir.Value:
+        """The scale as an input of the new operator; ``flat``: one per channel, shape (n,)."""
+        if not flat and tensor.axis is None and tensor.scale.ndim:
+            return self._const(tensor.scale_value.name, tensor.scale.reshape(()))
+        return tensor.scale_value
+
+    def zero(self, tensor: QTensor) -> oir.Value:
+        """The zero point as an input of the new operator, made where the graph left it out."""
+        array = tensor.zero_point.reshape(()) if tensor.axis is None else tensor.zero_point
+        given = tensor.zero_value
+        if given is not None and given.shape is not None and len(given.shape) == array.ndim:
+            return given
+        return self._const(f"{tensor.scale_value.name}_zero_point", array)
+
+    def const(self, suffix: str, array: npt.NDArray[np.generic]) -> oir.Value:
+        """A new constant named after the node."""
+        return self._const(f"{self.node.outputs[0].name}_{suffix}", array)
+
+    def _const(self, base: str | None, array: npt.NDArray[np.generic]) -> oir.Value:
+        return self.lowering.constant(base or "constant", array)
+
+    def needs(self, op_type: str, domain: str, dtype: str) -> None:
+        """Refuse where the runtime has no kernel."""
+        version = self.lowering.opset(domain)
+        if not self.lowering.kernels.has(op_type, domain, version, dtype):
+            raise Refused(f"this ONNX Runtime has no {op_type} for {dtype} at opset {version}")
+
+    def make(
+        self,
+        op_type: str,
+        inputs: Sequence[oir.Value | None],
+        attributes: Mapping[str, oir.Attr] | None = None,
+        *,
+        domain: str = "",
+        suffix: str = "",
+        absorbed: Iterable[oir.Node] = (),
+        num_outputs: int = 1,
+    ) -> oir.Node:
+        """A new node named after the origin (``suffix`` for made-up ones), not yet in the graph."""
+        base = origin(self.node) or self.node.name or self.node.outputs[0].name or op_type
+        made = oir.Node(
+            domain,
+            op_type,
+            inputs,
+            list((attributes or {}).values()),
+            num_outputs=num_outputs,
+            name=f"{base}/{suffix}" if suffix else base,
+        )
+        for count, output in enumerate(made.outputs):
+            tag = suffix or op_type
+            output.name = f"{self.node.outputs[0].name}/{tag}" + (f"_{count}" if count else "")
+        set_origin(made, [self.node, *absorbed])
+        self.edit.new.append(made)
+        return made
+
+    def write(self, last: oir.Node, to: Tail) -> Edit:
+        """Finish: ``last`` writes what ``to``'s Q wrote (through an integer Clip where one is due)."""
+        if to.clamps:
+            return self.clamp(last.outputs[0], to, suffix="clip")
+        self.edit.removes.append(self.node)
+        return self.finish(last.outputs[0], to)
+
+    def finish(self, q: oir.Value, to: Tail) -> Edit:
+        """Let ``q`` be read where ``to``'s Q was; the Q and what was absorbed go."""
+        self.edit.takes_over.append((to.out.q, q))
+        gone = [*self.edit.removes, *to.absorbed, to.quantize]
+        self.edit.removes = list(dict.fromkeys(gone))
+        return self.edit
+
+    def clamp(self, q: oir.Value, to: Tail, suffix: str = "") -> Edit:
+        """Finish with an integer Clip of ``q`` to the limits that the absorbed activations set."""
+        self.needs("Clip", "", to.out.dtype)
+        dtype = to.out.zero_point.dtype
+        limits = [
+            self.const(n, np.array(v, dtype)) for n, v in (("low", to.low), ("high", to.high))
+        ]
+        made = self.make("Clip", [q, *limits], suffix=suffix, absorbed=to.absorbed)
+        self.edit.removes.append(self.node)
+        return self.finish(made.outputs[0], to)
+
+    def write_float(self, last: oir.Node, to: oir.Value, removes: Sequence[oir.Node] = ()) -> Edit:
+        """Finish: ``last`` writes the float tensor ``to``."""
+        self.edit.takes_over.append((to, last.outputs[0]))
+        self.edit.removes += [self.node, *removes]
+        return self.edit
+
+
+def apply_edit(lowering: Lowering, at: oir.Node, edit: Edit) -> None:
+    """Put the new nodes behind ``at``, hand the values over, remove the old nodes."""
+    for node in edit.removes:
+        lowering.free(node)
+    for node in edit.new:
+        node.name = lowering.unique(node.name or node.op_type)
+    graph = lowering.model.graph
+    for old, new in edit.takes_over:
+        new.type = old.type
+        new.shape = old.shape
+        new.name = old.name
+        old.replace_all_uses_with(new, replace_graph_outputs=is_graph_output(old))
+        old.name = f"{old.name}/replaced"
+    graph.insert_after(at, edit.new)
+    graph.remove(edit.removes, safe=True)
