@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -114,6 +114,13 @@ class SpeedResult:
         if found is None:
             raise KeyError(name)
         return found
+
+    def with_loads(self, loads: Mapping[str, LoadResult]) -> SpeedResult:
+        """The same with load times and memory measured elsewhere."""
+        models = {
+            name: replace(one, load=loads.get(name, one.load)) for name, one in self.models.items()
+        }
+        return replace(self, models=models)
 
 
 def measure_pair(

@@ -1,0 +1,405 @@
+"""Runs the lowered artifact against the float model: valid, accurate, faster, small enough.
+
+The same judge serves a compile and ``qcompile check``, for the model of any tool.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qcompile.backends.ort import Session, open_session
+from qcompile.compare import OutputComparison, OutputResult, compare_outputs
+from qcompile.interface import at_batch, interface_faults
+from qcompile.ir.errors import CalibrationError, ModelError, OptionError
+from qcompile.limits import Limits, Metric, accuracy_checks, compare_scores, named_metric, scores
+from qcompile.measure import LoadResult, SpeedResult, measure_load, measure_pair
+from qcompile.verdict import (
+    FAIL,
+    PASS,
+    SKIPPED,
+    VAGUE,
+    Check,
+    GateResult,
+    ScoreResult,
+    conclude,
+)
+
+__all__ = ["Limits", "Metric", "Rollout", "judge", "model_bytes"]
+
+Feed = Mapping[str, Any]
+Run = Callable[[Feed], Mapping[str, Any]]
+
+BATCH = 3
+"""The batch size at which a dynamic batch is tried: neither the one of the data nor a power of two."""
+
+BATCH_SLACK_DB = 3.0
+"""How much SQNR a batch of equal rows may lose against one row: the arithmetic is the same."""
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """State carried over from step to step (recurrent, streaming models): errors accumulate.
+
+    Attributes:
+        state: output name -> the input that it is fed back into.
+        sequences: for each sample the sequence it belongs to; where that changes, the sample's own
+            state starts it. Empty: all samples are one sequence.
+    """
+
+    state: Mapping[str, str]
+    sequences: Sequence[str] = ()
+
+
+def judge(
+    float_model: Path,
+    artifact: Path,
+    feeds: Sequence[Feed],
+    limits: Limits | None = None,
+    *,
+    metric: Metric | Callable[[Run], Any] | None = None,
+    names: Sequence[str] = (),
+    slices: Mapping[str, str] | None = None,
+    extremes: Sequence[Feed] = (),
+    rollout: Rollout | None = None,
+    threads: int | None = None,
+    budget_s: float = 10.0,
+    speed: bool = True,
+    custom_ops: Path | None = None,
+    progress: Callable[[str, float], None] | None = None,
+) -> GateResult:
+    """Judge an artifact. A model that the runtime refuses is a verdict, not an exception.
+
+    Args:
+        float_model: what the artifact must equal and beat.
+        artifact: any ONNX model.
+        feeds: held-back samples; all shapes that occur should.
+        limits: what decides.
+        metric: the user's score, called with float's and then with the artifact's ``run``; a plain
+            callable is named after itself, lower is better if its ``lower_is_better`` is true.
+        names: of the samples; by default their index.
+        slices: sample name -> slice.
+        extremes: further feeds that it must run (the smallest and largest shapes calibrated with).
+        rollout: how state is carried over, for models that keep some.
+        threads: threads inside an operator; None leaves the runtime's choice.
+        budget_s: time for timing.
+        speed: False skips timing (its check is then "skipped").
+        custom_ops: library with custom operators.
+        progress: told the stage ("open", "compare", "score", "time") and the share of it done.
+
+    Raises:
+        ModelError: the float model itself cannot be opened or run.
+        CalibrationError: there are no samples.
+        OptionError: the metric fails on the float model.
+    """
+    if not feeds:
+        raise CalibrationError("no held-back samples to judge with; at least one is needed")
+    limits = limits or Limits()
+    gate = _Gate(Path(float_model), Path(artifact), feeds, limits, threads, custom_ops, progress)
+    gate.sizes()
+    if gate.opens(extremes) and gate.interface():
+        gate.accuracy(list(names) or [str(i) for i in range(len(feeds))], slices or {}, rollout)
+        if metric is not None:
+            gate.metric(named_metric(metric))
+        gate.outputs_check(with_metric=metric is not None)
+        if speed and not any(c.name == "runs" and c.state == FAIL for c in gate.checks):
+            gate.speed(budget_s)
+    if gate.timed is None:
+        gate.checks.append(Check("speed", SKIPPED, "speed was not measured"))
+    return conclude(
+        gate.checks,
+        outputs=gate.outputs,
+        speed=gate.timed,
+        score=gate.score,
+        float_bytes=gate.float_bytes,
+        artifact_bytes=gate.artifact_bytes,
+        samples=len(feeds),
+        notes=gate.notes,
+    )
+
+
+@dataclass
+class _Gate:
+    """The checks in the making; each method appends what it found."""
+
+    float_model: Path
+    artifact: Path
+    feeds: Sequence[Feed]
+    limits: Limits
+    threads: int | None
+    custom_ops: Path | None
+    progress: Callable[[str, float], None] | None
+    checks: list[Check] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    outputs: list[OutputResult] = field(default_factory=list)
+    score: ScoreResult | None = None
+    timed: SpeedResult | None = None
+    float_bytes: int | None = None
+    artifact_bytes: int | None = None
+    loads: dict[str, LoadResult] = field(default_factory=dict)
+
+    def sizes(self) -> None:
+        self.float_bytes = model_bytes(self.float_model)
+        self.artifact_bytes = model_bytes(self.artifact)
+        limit = self.limits.max_bytes
+        if limit is not None and self.artifact_bytes is not None:
+            found = self.artifact_bytes
+            text = f"size {found / 1e6:.2f} MB ({limit / 1e6:.2f} MB allowed)"
+            self.checks.append(
+                Check("size", PASS if found <= limit else FAIL, text, float(found), float(limit))
+            )
+
+    def opens(self, extremes: Sequence[Feed]) -> bool:
+        """Open both in processes of their own, so that a model that crashes is a finding."""
+        self._tell("open", 0.0)
+        self.float_session = self._session(self.float_model)
+        batched = at_batch(self.feeds[0], self.float_session.inputs, BATCH)
+        extra = [*extremes, *([batched] if batched is not None else [])]
+        tried = [*self.feeds, *extra]
+        options: dict[str, Any] = {"threads": self.threads, "custom_ops": self.custom_ops}
+        base = measure_load(self.float_model, tried, **options)
+        for index, error in enumerate(base.errors[: len(self.feeds)]):
+            if error is not None:
+                raise ModelError(f"the float model cannot run sample {index}: {error}")
+        self._tell("open", 0.5)
+        try:
+            self.loads = {"float": base, "artifact": measure_load(self.artifact, tried, **options)}
+        except ModelError as e:
+            self.checks.append(Check("opens", FAIL, str(e)))
+            return False
+        self.checks.append(Check("opens", PASS, "ONNX Runtime opens it"))
+        for index, (wanted, error) in enumerate(
+            zip(base.errors, self.loads["artifact"].errors, strict=True)
+        ):
+            if wanted is not None:
+                # only the made-up batch and extremes get here: what float refuses proves nothing
+                self.notes.append(f"not checked, since float refuses it too: {wanted}")
+            elif error is not None:
+                at = self._where(index, len(extremes), tried[index])
+                self.checks.append(Check("runs", FAIL, f"{at}: {error}"))
+                return False
+        self.checks.append(Check("runs", PASS, f"runs all {len(self.feeds)} samples"))
+        if batched is None:
+            self.notes.append("batch: fixed in the float model, so only that one was run")
+        elif base.errors[-1] is None:
+            self.batched = batched
+        return True
+
+    batched: Feed | None = None
+
+    def _where(self, index: int, extremes: int, feed: Feed) -> str:
+        shapes = ", ".join(f"{n} {'x'.join(map(str, np.shape(v)))}" for n, v in feed.items())
+        if index < len(self.feeds):
+            return f"sample {index} ({shapes})"
+        if index < len(self.feeds) + extremes:
+            return f"the shape {shapes} that calibration saw"
+        return f"batch {BATCH} ({shapes})"
+
+    def _session(self, path: Path) -> Session:
+        return open_session(path, threads=self.threads, custom_ops=self.custom_ops)
+
+    def interface(self) -> bool:
+        """Same names, types, ranks, and nothing frozen that float leaves free."""
+        self.artifact_session = self._session(self.artifact)
+        wrong = [
+            *interface_faults("input", self.float_session.inputs, self.artifact_session.inputs),
+            *interface_faults("output", self.float_session.outputs, self.artifact_session.outputs),
+        ]
+        self.checks.extend(Check("interface", FAIL, text, where=name) for name, text in wrong)
+        if not wrong:
+            self.checks.append(Check("interface", PASS, "same inputs and outputs as float"))
+        return not wrong
+
+    def accuracy(
+        self, names: Sequence[str], slices: Mapping[str, str], rollout: Rollout | None
+    ) -> None:
+        """Both models over all samples; sums only, so memory does not grow with them."""
+        compared: dict[str, OutputComparison] = {}
+        run_float = _stepper(self.float_session, rollout)
+        run_artifact = _stepper(self.artifact_session, rollout)
+        for index, (name, feed) in enumerate(zip(names, self.feeds, strict=True)):
+            ref, got = run_float(index, feed), run_artifact(index, feed)
+            compare_outputs(compared, name, slices.get(name), ref, got)
+            self._tell("compare", (index + 1) / len(self.feeds))
+        self.outputs = [c.result() for c in compared.values()]
+        self._batch()
+
+    def _batch(self) -> None:
+        """A batch of equal rows must be as accurate as one row."""
+        if self.batched is None:
+            return
+        one: dict[str, OutputComparison] = {}
+        many: dict[str, OutputComparison] = {}
+        for into, feed in ((one, self.feeds[0]), (many, self.batched)):
+            ref, got = self.float_session.run(feed), self.artifact_session.run(feed)
+            compare_outputs(into, "", None, ref, got)
+        failed = False
+        for name, comparison in many.items():
+            found, single = comparison.result(), one[name].result() if name in one else None
+            text = None
+            if found.shape_differs:
+                text = f"output '{name}' has another shape than float's at batch {BATCH}"
+            elif found.sqnr_db is not None and single is not None and single.sqnr_db is not None:
+                least = min(single.sqnr_db - BATCH_SLACK_DB, 40.0)
+                if found.sqnr_db < least:
+                    text = (
+                        f"output '{name}' falls from {single.sqnr_db:.1f} to "
+                        f"{found.sqnr_db:.1f} dB at batch {BATCH}"
+                    )
+            if text is not None:
+                failed = True
+                self.checks.append(Check("runs", FAIL, text, where=name))
+        if not failed:
+            self.checks.append(Check("runs", PASS, f"runs at batch {BATCH} like at one"))
+
+    def outputs_check(self, *, with_metric: bool) -> None:
+        """NaN always fails; SQNR decides where it was asked for, or nothing else was."""
+        asked = self.limits.min_sqnr
+        limit = asked if asked is not None else None if with_metric else 10.0
+        for output in self.outputs:
+            if output.nonfinite:
+                text = f"output '{output.name}' has {output.nonfinite} NaN or infinite values"
+                self.checks.append(Check("finite", FAIL, text, where=output.name))
+            self._warn(output)
+            if limit is not None:
+                self.checks.extend(accuracy_checks(output, limit, self.limits.min_agreement))
+
+    def _warn(self, output: OutputResult) -> None:
+        if output.ignored:
+            self.notes.append(
+                f"output '{output.name}': float itself gives NaN or infinity in "
+                f"{output.ignored} places, which were left out"
+            )
+        if output.shape_differs:
+            self.notes.append(
+                f"output '{output.name}': another number of results than float in "
+                f"{output.shape_differs} samples, counted as if nothing matched"
+            )
+        if output.near_constant and not output.zero:
+            self.notes.append(
+                f"output '{output.name}' hardly differs between the samples (saturated, or the "
+                f"samples are too alike): its SQNR says little; largest error "
+                f"{output.max_abs_error:.3g} at a peak of {output.peak:.3g}"
+            )
+
+    def metric(self, metric: Metric) -> None:
+        """The user's score on float, then on the artifact."""
+        self._tell("score", 0.0)
+        try:
+            before = scores(metric, self.float_session.run)
+        except Exception as e:
+            raise OptionError(
+                f"metric '{metric.name}' fails on the float model: {type(e).__name__}: {e}"
+            ) from e
+        self._tell("score", 0.5)
+        try:
+            after = scores(metric, self.artifact_session.run)
+        except Exception as e:  # noqa: BLE001 (a user's code; the reason is in the verdict)
+            text = f"metric '{metric.name}' fails on the artifact: {type(e).__name__}: {e}"
+            self.checks.append(Check("metric", FAIL, text))
+            return
+        self._tell("score", 1.0)
+        results = {
+            key: compare_scores(metric, key, before[key], after.get(key, math.nan), self.limits)
+            for key in before
+        }
+        for key, one in results.items():
+            # not <=, so that NaN fails
+            state = PASS if one.drop <= one.allowed else FAIL
+            self.checks.append(
+                Check("metric", state, one.text, one.drop, one.allowed, where=key or None)
+            )
+        worst = max(results.values(), key=lambda s: math.inf if math.isnan(s.drop) else s.drop)
+        self.score = (
+            worst
+            if "" in results
+            else ScoreResult(
+                **{
+                    **{k: getattr(worst, k) for k in worst.__dataclass_fields__},
+                    "slices": {k: (s.float_score, s.artifact_score) for k, s in results.items()},
+                }
+            )
+        )
+
+    def speed(self, budget_s: float) -> None:
+        """Latency in a child process; only an interval wholly below the limit fails."""
+        try:
+            timed = measure_pair(
+                self.float_model,
+                self.artifact,
+                self.feeds,
+                threads=self.threads,
+                budget_s=budget_s,
+                custom_ops=self.custom_ops,
+                load=False,
+                progress=lambda share: self._tell("time", share),
+            )
+        except ModelError as e:
+            self.checks.append(Check("runs", FAIL, str(e)))
+            return
+        self.timed = timed.with_loads(self.loads)
+        ratio = timed.speedup("artifact")
+        limit = self.limits.min_speedup
+        state = FAIL if ratio.high < limit else VAGUE if ratio.low < limit else PASS
+        text = (
+            f"{ratio.value:.2f}x the speed of float ({ratio.low:.2f} to {ratio.high:.2f}; "
+            f"{limit:g}x needed)"
+        )
+        self.checks.append(Check("speed", state, text, ratio.value, limit))
+        allowed = self.limits.max_latency_ms
+        if allowed is not None:
+            found = timed.models["artifact"].interval_ms
+            state = FAIL if found.low > allowed else VAGUE if found.high > allowed else PASS
+            text = f"latency {found.value:.3g} ms ({allowed:g} ms allowed)"
+            self.checks.append(Check("latency", state, text, found.value, allowed))
+
+    def _tell(self, stage: str, share: float) -> None:
+        if self.progress is not None:
+            self.progress(stage, share)
+
+
+def _stepper(session: Session, rollout: Rollout | None) -> Callable[[int, Feed], dict[str, Any]]:
+    """Runs sample after sample, with the state rolled back in where there is one."""
+    state: dict[str, Any] = {}
+    last: list[str | None] = [None]
+
+    def step(index: int, feed: Feed) -> dict[str, Any]:
+        if rollout is None:
+            return session.run(feed)
+        sequence = rollout.sequences[index] if rollout.sequences else ""
+        if sequence != last[0]:
+            state.clear()
+            last[0] = sequence
+        outputs = session.run({**feed, **state})
+        state.update({into: outputs[out] for out, into in rollout.state.items()})
+        return outputs
+
+    return step
+
+
+def model_bytes(path: Path) -> int | None:
+    """Size of a model with its external data; None where the file cannot be read as ONNX."""
+    import onnx
+    from google.protobuf.message import DecodeError
+    from onnx.external_data_helper import ExternalDataInfo, uses_external_data
+
+    if not path.is_file():
+        return None
+    size = path.stat().st_size
+    try:
+        proto = onnx.load(path, load_external_data=False)
+    except (DecodeError, OSError, ValueError):
+        return size
+    sides = {
+        ExternalDataInfo(tensor).location
+        for tensor in proto.graph.initializer
+        if uses_external_data(tensor)
+    }
+    return size + sum(
+        (path.parent / side).stat().st_size for side in sides if (path.parent / side).is_file()
+    )

@@ -1,0 +1,72 @@
+"""What a caller of the float model relies on: names, types, ranks and free axes of inputs and outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from qcompile.backends.ort import Port
+
+__all__ = ["at_batch", "interface_faults"]
+
+Feed = Mapping[str, Any]
+
+
+def interface_faults(
+    kind: str, wanted: Sequence[Port], found: Sequence[Port]
+) -> list[tuple[str, str]]:
+    """(name, what is wrong) for each port that a caller of the float model would stumble over."""
+    have = {port.name: port for port in found}
+    wrong = []
+    for port in wanted:
+        other = have.pop(port.name, None)
+        if other is None:
+            wrong.append((port.name, f"{kind} '{port.name}' is missing"))
+        elif other.type != port.type:
+            wrong.append((port.name, f"{kind} '{port.name}' is {other.type}, float's {port.type}"))
+        elif port.shape and other.shape and len(other.shape) != len(port.shape):
+            wrong.append(
+                (
+                    port.name,
+                    f"{kind} '{port.name}' has rank {len(other.shape)}, float's {len(port.shape)}",
+                )
+            )
+        elif kind == "input":
+            wrong.extend(_frozen(port, other))
+    if kind == "output":
+        wrong.extend((name, f"{kind} '{name}' is not in the float model") for name in have)
+    else:
+        wrong.extend((name, f"{kind} '{name}' is new, callers do not give it") for name in have)
+    return wrong
+
+
+def _frozen(wanted: Port, found: Port) -> list[tuple[str, str]]:
+    for axis, (a, b) in enumerate(zip(wanted.shape, found.shape, strict=False)):
+        if isinstance(b, int) and a != b:
+            free = f"'{a}' in float" if isinstance(a, str) else f"{a} in float" if a else "free"
+            return [(wanted.name, f"input '{wanted.name}': axis {axis} is fixed at {b}, {free}")]
+    return []
+
+
+def at_batch(feed: Feed, inputs: Sequence[Port], size: int) -> Feed | None:
+    """The feed repeated to a batch of ``size``, or None where no input's first axis is free.
+
+    Every axis that bears the name of a free first axis is a batch axis, also elsewhere (a
+    recurrent state of shape ``[2, "batch", 128]``).
+    """
+    ports = {port.name: port for port in inputs}
+    first = [p.shape[0] for p in inputs if p.name in feed and p.shape]
+    free = {s for s in first if isinstance(s, str)}
+    if not free and None not in first:
+        return None
+    batched: dict[str, Any] = {}
+    for name, value in feed.items():
+        array = np.asarray(value)
+        shape = ports[name].shape if name in ports else ()
+        for axis, dim in enumerate(shape[: array.ndim]):
+            if dim in free or (dim is None and axis == 0):
+                array = np.take(array, np.arange(size) % max(1, array.shape[axis]), axis)
+        batched[name] = array
+    return batched

@@ -1,0 +1,135 @@
+"""What an artifact is held against, and how each number is held against it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from qcompile.compare import OutputResult, db
+from qcompile.ir.errors import OptionError
+from qcompile.units import Drop
+from qcompile.verdict import FAIL, PASS, Check, ScoreResult
+
+__all__ = ["Limits", "Metric", "accuracy_checks", "compare_scores", "named_metric", "scores"]
+
+Run = Callable[[Mapping[str, Any]], Mapping[str, Any]]
+
+DEFAULT_DROP = Drop(0.01, relative=True)
+
+
+class Metric(Protocol):
+    """A named score; ``fn`` gets ``run(feed) -> outputs`` and returns a number, or one per slice."""
+
+    @property
+    def name(self) -> str:
+        """For the report."""
+
+    @property
+    def fn(self) -> Callable[[Any], Any]:
+        """The score."""
+
+    @property
+    def lower_is_better(self) -> bool:
+        """Direction."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the artifact is held against.
+
+    Attributes:
+        min_speedup: least ratio of latencies, float / artifact.
+        max_drop: how much worse the metric may become; None: 1 % of float's score.
+        min_sqnr: least SQNR in dB of every float output, and of the worst slice. None: 10 without
+            a metric, nothing with one.
+        min_agreement: least share of equal elements of integer outputs, where SQNR is asked for.
+        max_latency_ms: p50.
+        max_bytes: size of the artifact with its external data.
+    """
+
+    min_speedup: float = 1.0
+    max_drop: Drop | None = None
+    min_sqnr: float | None = None
+    min_agreement: float = 0.9
+    max_latency_ms: float | None = None
+    max_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class _Plain:
+    name: str
+    fn: Callable[[Any], Any]
+    lower_is_better: bool
+
+
+def named_metric(metric: Metric | Callable[[Run], Any]) -> Metric:
+    """A metric as it is; a plain callable under its own name and direction."""
+    if callable(metric):
+        lower = bool(getattr(metric, "lower_is_better", False))
+        return _Plain(getattr(metric, "__name__", "metric"), metric, lower)
+    return metric
+
+
+def accuracy_checks(output: OutputResult, limit: float, agreement: float) -> list[Check]:
+    """The checks of one output: all samples together, then the worst slice."""
+    where = f"output '{output.name}'"
+    if output.kind != "float":
+        found = 1.0 if output.agreement is None else output.agreement
+        text = f"{where} agrees in {found:.1%} ({agreement:.0%} needed)"
+        return [
+            Check("accuracy", PASS if found >= agreement else FAIL, text, found, agreement, where)
+        ]
+    if output.zero:
+        # nothing to relate an error to: 10 dB below the smallest signal worth the name
+        small = output.max_abs_error <= 1e-3
+        text = f"{where} is zero in float and up to {output.max_abs_error:.3g} here (0.001 allowed)"
+        return [Check("accuracy", PASS if small else FAIL, text, output.max_abs_error, 1e-3, where)]
+    value = db(0.0, 1.0) if output.sqnr_db is None else output.sqnr_db
+    text = f"{where} SQNR {value:.1f} dB ({limit:g} dB needed)"
+    checks = [Check("accuracy", PASS if value >= limit else FAIL, text, value, limit, where)]
+    if output.slices:
+        label, least = min(output.slices.items(), key=lambda item: item[1])
+        text = f"{where} SQNR {least:.1f} dB in slice '{label}' ({limit:g} dB needed)"
+        checks.append(
+            Check("accuracy", PASS if least >= limit else FAIL, text, least, limit, where)
+        )
+    return checks
+
+
+def scores(metric: Metric, run: Callable[[Any], Any]) -> dict[str, float]:
+    """Score by slice; a plain number stands under ""."""
+    found = metric.fn(run)
+    if isinstance(found, Mapping):
+        if not found:
+            raise ValueError("it returned no score")
+        return {str(k): float(v) for k, v in found.items()}
+    return {"": float(found)}
+
+
+def compare_scores(
+    metric: Metric, key: str, before: float, after: float, limits: Limits
+) -> ScoreResult:
+    """Float's score beside the artifact's; ``key`` is the slice, "" for the whole.
+
+    Raises:
+        OptionError: float's own score is no finite number.
+    """
+    if not math.isfinite(before):
+        raise OptionError(f"metric '{metric.name}' is {before} on the float model")
+    drop = limits.max_drop or DEFAULT_DROP
+    allowed = drop.allowed(before)
+    change = (after - before) * (-1 if metric.lower_is_better else 1)
+    unit, factor = ("%", 100 / abs(before) if before else 0.0) if drop.relative else ("pt", 100.0)
+    signed = f"{change * factor:+.2g}{unit}"
+    name = f"{metric.name} [{key}]" if key else metric.name
+    digits = 3 if abs(before) < 10 else 2
+    return ScoreResult(
+        name=name,
+        float_score=before,
+        artifact_score=after,
+        lower_is_better=metric.lower_is_better,
+        allowed=allowed,
+        text=f"{name} {before:.{digits}f} -> {after:.{digits}f} ({signed} of {drop} allowed)",
+    )
