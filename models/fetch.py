@@ -137,6 +137,8 @@ def fetch(model: dict[str, Any], out: Path, folder: Path) -> bool:
             raise FetchError(
                 f"{model['file']} is built with onnx and numpy: pip install onnx"
             ) from e
+        except ValueError as e:
+            raise FetchError(f"{model['file']} cannot be built: {e}") from e
         check(data, model["sha256"], model["file"])
     write(path, data)
     return True

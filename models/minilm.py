@@ -144,7 +144,9 @@ def gelu(w: Writer, x: str, name: str) -> str:
 def pooled(w: Writer, x: str, tokens: str) -> None:
     """The graph's output: the masked mean over the sequence, scaled to length 1."""
     axis = w.constant("axes.sequence", [1], np.int64)
-    total = w.node("ReduceSum", [w.node("Mul", [x, tokens], "pool.mul"), axis], "pool.sum", keepdims=0)
+    total = w.node(
+        "ReduceSum", [w.node("Mul", [x, tokens], "pool.mul"), axis], "pool.sum", keepdims=0
+    )
     count = w.node("ReduceSum", [tokens, axis], "pool.count", keepdims=0)
     count = w.node("Clip", [count, w.constant("tiny.count", 1e-9)], "pool.some")
     mean = w.node("Div", [total, count], "pool.mean")
@@ -180,4 +182,5 @@ def build(data: bytes) -> bytes:
     opsets = [helper.make_opsetid("", OPSET)]
     model = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION)
     onnx.checker.check_model(model)
-    return model.SerializeToString(deterministic=True)
+    serialized: bytes = model.SerializeToString(deterministic=True)
+    return serialized
