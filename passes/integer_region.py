@@ -47,13 +47,14 @@ def pairs(sites: list[Site]) -> dict[oir.Node, Site]:
     by_node = {site.node: site for site in sites if not site.reason}
     found: dict[oir.Node, Site] = {}
     for site in by_node.values():
-        if site.role != "absorbed":
+        if site.role != "elementwise" or len(site.activations) != 1:
             continue
         before = next(iter(site.activations.values()))
         producer = before.producer()
         owner = None if producer is None else by_node.get(producer)
         if (
             owner is not None
+            and owner.node not in found
             and owner.row is not None
             and site.op_type in owner.row.absorbs
             and single_consumer(before) is site.node
@@ -89,16 +90,10 @@ def integer_region(state: CompileState) -> Region:
             region.refused.append(Note(site.origin, f"stays float: {site.reason}"))
     owners = pairs(wanted)
     for site in wanted:
-        if site.role != "absorbed":
-            region.sites[site.node] = site
-        elif site.node in owners:
+        if site.node in owners:
             region.absorbed[next(iter(site.activations.values()))] = site.outputs[0]
         else:
-            region.refused.append(
-                Note(
-                    site.origin, "stays float: no integer kernel directly before it can take it in"
-                )
-            )
+            region.sites[site.node] = site
     _choose_tensors(state.model.graph, region)
     return region
 

@@ -15,6 +15,7 @@ import numpy as np
 import onnx_ir as oir
 
 from qcompile.ir.graph import attribute, constant, default_opset, is_graph_output, origin
+from qcompile.ir.macs import MAC_OPERATORS
 from qcompile.ir.manager import CompileState
 from qcompile.ir.spec import PER_TENSOR, QuantSpec, per_axis
 from qcompile.ir.target import OpSupport, Role, Target
@@ -31,7 +32,7 @@ class Site:
         node: the node itself.
         origin: what names it in plan and report.
         op_type: its operator.
-        role: of the row; "compute" for operators that the table leaves float.
+        role: of the row; for operators that the table leaves float "compute" where they have MACs.
         row: of the table, None for operators that the table leaves float.
         activations: input index -> activation that needs a Q/DQ.
         constants: input index -> constant operand that takes the activation's spec (Mul by a constant).
@@ -72,11 +73,7 @@ class Site:
 
 
 def quantizable(model: oir.Model, target: Target) -> list[Site]:
-    """Every site of the main graph in graph order, with the reason for those that must stay float.
-
-    Raises:
-        TargetError: never; an opset that is too old is the reason of every site.
-    """
+    """Every site of the main graph in graph order, with the reason for those that must stay float."""
     sites: list[Site] = []
     seen: dict[str, int] = {}
     for node in model.graph:
@@ -118,18 +115,29 @@ def _site(node: oir.Node, name: str, target: Target, opset: int) -> Site | None:
     if row is None:
         if node.domain == "" and node.op_type in target.left_float:
             why = target.left_float[node.op_type]
-            return Site(node, name, node.op_type, "compute", reason=why)
+            role: Role = "compute" if node.op_type in MAC_OPERATORS else "elementwise"
+            return Site(node, name, node.op_type, role, reason=why)
         return None
     site = _operands(node, name, row, target, opset)
+    if _carries_no_reals(site):
+        return None
     reason = (
         _version_limit(row, target, opset)
         or _attribute_limit(node, row)
         or _output_limit(node, row)
         or _weight_limit(site, row)
-        or _tensor_limit(site)
         or operator_limit(node)
+        or _tensor_limit(site)
     )
     return site if not reason else _refused(site, reason)
+
+
+def _carries_no_reals(site: Site) -> bool:
+    """Whether a node moves or computes shapes, indices or masks, which no one would quantize."""
+    if site.role == "compute":
+        return False
+    types = [v.dtype for v in (*site.activations.values(), *site.constants.values())]
+    return any(t is not None and not t.is_floating_point() for t in types)
 
 
 def _refused(site: Site, reason: str) -> Site:

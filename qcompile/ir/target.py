@@ -10,10 +10,9 @@ from qcompile.ir.spec import QuantSpec
 
 __all__ = ["AttributeValue", "OpSupport", "Role", "Target"]
 
-Role = Literal["compute", "elementwise", "passthrough", "absorbed"]
+Role = Literal["compute", "elementwise", "passthrough"]
 """compute: Conv, MatMul, ... (MACs); elementwise: has its own integer kernel and output scale;
-passthrough: moves values without changing them, so input and output share scale and zero point;
-absorbed: has no integer kernel, but vanishes in the requantization of the kernel before it (Relu)."""
+passthrough: moves values without changing them, so input and output share scale and zero point."""
 
 AttributeValue = int | float | str | tuple[int, ...] | None
 
@@ -37,7 +36,7 @@ class OpSupport:
         bias: index of an int32 bias input, or None.
         quantized_output: the kernel writes integers only (QLinearConv); False: it can write float
             too (MatMulIntegerToFloat), so its output needs no Q where nothing integer follows.
-        absorbs: operators behind it that its requantization can take in.
+        absorbs: operators behind it that its requantization can take in (Relu), so that they vanish.
         allowed: attribute -> the values that are legal; None among them: the attribute is absent.
         static: a form with fixed activation scales exists.
         dynamic: a form exists that quantizes its activation at run time (float edges).

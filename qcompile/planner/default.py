@@ -20,17 +20,16 @@ def default_plan(state: CompileState) -> PrecisionPlan:
     """
     sites = classify(state)
     owners = pairs(sites)
-    able = {s.node: s for s in sites if not s.reason and s.role != "absorbed"}
+    able = {s.node: s for s in sites if not s.reason and s.node not in owners}
     refusals = _shrink(able, owners)
     layers = []
     for site in sites:
         precision, reason = FLOAT, site.reason
-        if not reason and site.role == "absorbed":
-            owner = owners.get(site.node)
-            if owner is not None and owner.node in able:
-                precision, reason = INT8, f"taken into the requantization of '{owner.origin}'"
-            else:
-                reason = "no integer kernel directly before it can take it in"
+        owner = owners.get(site.node)
+        if owner is not None and owner.node in able:
+            precision, reason = INT8, f"taken into the requantization of '{owner.origin}'"
+        elif owner is not None:
+            reason = f"'{owner.origin}' before it is float"
         elif site.node in able:
             precision, reason = INT8, _why(site)
         elif not reason:
