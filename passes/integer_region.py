@@ -5,6 +5,7 @@ A region is computed before the first edit and holds for one graph; passes that 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import onnx_ir as oir
@@ -14,9 +15,9 @@ from qcompile.ir.graph import single_consumer
 from qcompile.ir.manager import CompileState
 from qcompile.ir.notes import Note
 from qcompile.ir.plan import INT8
-from qcompile.passes.quantizable import Site, classify
+from qcompile.passes.quantizable import Site, classify, static_sites
 
-__all__ = ["Region", "integer_region", "pairs"]
+__all__ = ["Region", "integer_region", "observed_tensors", "pairs", "qdq_tensors"]
 
 
 @dataclass
@@ -42,8 +43,11 @@ class Region:
         return self.absorbed.get(output, output)
 
 
-def pairs(sites: list[Site]) -> dict[oir.Node, Site]:
-    """Relu or Clip -> the site before it whose kernel can take it in (its only consumer)."""
+def pairs(sites: Iterable[Site]) -> dict[oir.Node, Site]:
+    """Relu or Clip -> the site before it whose kernel takes it in (and has no other reader).
+
+    The two are one kernel, so a Relu of a pair has no precision of its own: it follows its owner.
+    """
     by_node = {site.node: site for site in sites if not site.reason}
     found: dict[oir.Node, Site] = {}
     for site in by_node.values():
@@ -63,6 +67,26 @@ def pairs(sites: list[Site]) -> dict[oir.Node, Site]:
     return found
 
 
+def observed_tensors(sites: Iterable[Site]) -> tuple[str, ...]:
+    """Names of all tensors that any plan may give a Q/DQ, in graph order."""
+    able = static_sites(sites)
+    inside = {node.inputs[0] for node in pairs(able)}
+    names: dict[str, None] = {}
+    for site in able:
+        for value in (*site.activations.values(), *site.outputs):
+            if value not in inside:
+                names[value.name or ""] = None
+    return tuple(names)
+
+
+def qdq_tensors(state: CompileState) -> tuple[str, ...]:
+    """Names of the tensors that ``state.plan`` gives a Q/DQ: those whose range it needs.
+
+    A plan in which some of these nodes are float needs no others.
+    """
+    return tuple(value.name or "" for value in integer_region(state).tensors)
+
+
 def integer_region(state: CompileState) -> Region:
     """The integer part of ``state.model`` under ``state.plan``.
 
@@ -73,27 +97,27 @@ def integer_region(state: CompileState) -> Region:
     if state.plan is None:
         raise PassError("no plan: choose one before the Q/DQ nodes are inserted")
     choices = state.plan.by_origin()
+    sites = classify(state)
+    owners = pairs(sites)
     region = Region()
-    wanted: list[Site] = []
-    for site in classify(state):
+    for site in sites:
         choice = choices.get(site.origin)
+        owner = owners.get(site.node)
+        if owner is not None and owner.node in region.sites:
+            region.absorbed[next(iter(site.activations.values()))] = site.outputs[0]
+            continue
         if choice is None or choice.precision != INT8:
             continue
-        if not site.reason:
-            wanted.append(site)
+        reason = site.reason or ("" if owner is None else f"'{owner.origin}' before it is float")
+        if not reason:
+            region.sites[site.node] = site
         elif choice.pinned:
             raise TargetError(
-                f"node '{site.origin}' ({site.op_type}) is pinned to int8 but cannot be: {site.reason}; "
+                f"node '{site.origin}' ({site.op_type}) is pinned to int8 but cannot be: {reason}; "
                 "remove the pin or set it to float"
             )
         else:
-            region.refused.append(Note(site.origin, f"stays float: {site.reason}"))
-    owners = pairs(wanted)
-    for site in wanted:
-        if site.node in owners:
-            region.absorbed[next(iter(site.activations.values()))] = site.outputs[0]
-        else:
-            region.sites[site.node] = site
+            region.refused.append(Note(site.origin, f"stays float: {reason}"))
     _choose_tensors(state.model.graph, region)
     return region
 

@@ -21,7 +21,7 @@ from qcompile.ir.spec import PER_TENSOR, QuantSpec, per_axis
 from qcompile.ir.target import OpSupport, Role, Target
 from qcompile.passes.operator_limits import operator_limit
 
-__all__ = ["Site", "classify", "observed_tensors", "quantizable", "static_sites"]
+__all__ = ["Site", "classify", "quantizable", "static_sites"]
 
 
 @dataclass(frozen=True)
@@ -95,19 +95,6 @@ def classify(state: CompileState) -> list[Site]:
 def static_sites(sites: Iterable[Site]) -> list[Site]:
     """Those that can be integer."""
     return [s for s in sites if not s.reason]
-
-
-def observed_tensors(sites: Iterable[Site]) -> tuple[str, ...]:
-    """Names of the tensors whose range calibration must see, in graph order.
-
-    All that can receive a Q under the target: inputs of sites, and the outputs of those that write
-    integers or take an activation in.
-    """
-    names: dict[str, None] = {}
-    for site in static_sites(sites):
-        names.update(dict.fromkeys(site.activation_names))
-        names.update(dict.fromkeys(site.output_names))
-    return tuple(names)
 
 
 def _site(node: oir.Node, name: str, target: Target, opset: int) -> Site | None:
