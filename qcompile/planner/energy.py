@@ -15,7 +15,8 @@ conversion's cost: no more than that can flow on.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +24,7 @@ import numpy.typing as npt
 from qcompile.ir.errors import OptionError
 from qcompile.ir.plan import FLOAT, INT8, INT8_DYNAMIC
 from qcompile.planner.mincut import minimum_cut
-from qcompile.planner.problem import LABELS, Problem
+from qcompile.planner.problem import LABELS, PlanTensor, Problem
 
 __all__ = ["DYNAMIC", "ERROR_CAP", "INTEGER", "NONE", "PLAIN", "Energy", "Labels"]
 
@@ -42,6 +43,17 @@ _BITS = 60
 _SOURCE, _SINK = 0, 1
 
 
+@dataclass(frozen=True)
+class _Arcs:
+    """Arcs of all conversions: nanoseconds and error that a cut through each pays."""
+
+    tail: npt.NDArray[np.int64]
+    head: npt.NDArray[np.int64]
+    ns: npt.NDArray[np.int64]
+    error: npt.NDArray[np.float64]
+    vertices: int
+
+
 class Energy:
     """The arrays of a problem, made once, and the exact optimum for any weights.
 
@@ -49,6 +61,7 @@ class Energy:
         latency: (sites, labels) nanoseconds, ``NONE`` where the site may not take the label.
         error: (sites, labels) relative error energy.
         units: the same as integers for the cut.
+        write_units: for each tensor its ``write_error`` as an integer.
         unit_error: error energy of one unit.
         most_ns: bound of any labelling's latency.
         most_units: bound of any labelling's error units.
@@ -86,13 +99,18 @@ class Energy:
             self.group[members] = g
         self._vertex = self._vertices()
         self._arcs = self._conversion_arcs()
-        self.most_ns = int(self.latency.max(axis=1, initial=0).sum() + self._arcs[2].sum()) + 1
+        self.most_ns = int(self.latency.max(axis=1, initial=0).sum() + self._arcs.ns.sum()) + 1
         capped = np.minimum(self.error, ERROR_CAP)
-        top = float(capped.max(axis=1, initial=0.0).sum())
+        top = float(capped.max(axis=1, initial=0.0).sum() + self._arcs.error.sum())
         bits = min(36, _BITS - self.most_ns.bit_length())
         self.unit_error = max(top / (1 << bits), 1e-300) if top else 1.0
         self.units = np.rint(capped / self.unit_error).astype(np.int64)
-        self.most_units = int(self.units.max(axis=1, initial=0).sum()) + 1
+        self._arc_units = np.rint(self._arcs.error / self.unit_error).astype(np.int64)
+        most_units = self.units.max(axis=1, initial=0).sum() + self._arc_units.sum()
+        self.most_units = int(most_units) + 1
+        self.write_units = [
+            round(min(t.write_error, ERROR_CAP) / self.unit_error) for t in problem.tensors
+        ]
 
     # -- what a labelling costs ------------------------------------------------------------
 
@@ -110,24 +128,37 @@ class Energy:
                 f"node '{node.origin}' may not be '{LABELS[int(labels[bad])]}'; "
                 f"use one of {', '.join(node.labels())}"
             )
-        integer = labels == INTEGER
-        total = int(sites.sum()) + self.problem.base_ns
-        for t, (producer, consumers) in zip(self.problem.tensors, self.ends, strict=True):
-            readers = integer[consumers]
-            if producer >= 0 and integer[producer] and not self.writes_float[producer]:
-                if t.float_read or not readers.all():
-                    total += t.dequantize_ns
-            elif readers.any():
-                total += t.quantize_ns
-        return total
+        return (
+            int(sites.sum())
+            + self.problem.base_ns
+            + sum(
+                t.dequantize_ns if written else t.quantize_ns
+                for _, t, written in self._converted(labels)
+            )
+        )
 
     def total_error(self, labels: Labels) -> float:
-        """Predicted relative error energy of a labelling: the sum of its sites'."""
-        return float(self.error[np.arange(len(labels)), labels].sum())
+        """Predicted relative error energy of a labelling: of its sites and of what they write."""
+        return float(self.error[np.arange(len(labels)), labels].sum()) + sum(
+            t.write_error for _, t, written in self._converted(labels) if written
+        )
 
     def total_units(self, labels: Labels) -> int:
         """``total_error`` in the integer units that the cut sees."""
-        return int(self.units[np.arange(len(labels)), labels].sum())
+        return int(self.units[np.arange(len(labels)), labels].sum()) + sum(
+            self.write_units[i] for i, _, written in self._converted(labels) if written
+        )
+
+    def _converted(self, labels: Labels) -> Iterator[tuple[int, PlanTensor, bool]]:
+        """The tensors that need a Q, or (True) that are written in integers and need a DQ."""
+        integer = (labels == INTEGER).tolist()
+        for i, (producer, consumers) in enumerate(self.ends):
+            t = self.problem.tensors[i]
+            if producer >= 0 and integer[producer] and not self.writes_float[producer]:
+                if t.float_read or not all(integer[c] for c in consumers):
+                    yield i, t, True
+            elif any(integer[c] for c in consumers):
+                yield i, t, False
 
     def named(self, labels: Labels) -> Mapping[str, str]:
         """The label of each site by origin."""
@@ -157,12 +188,15 @@ class Energy:
         np.add.at(gain, self.group[free], (outside - weighted[:, INTEGER])[free])
         wins = np.flatnonzero(gain > 0)
         loses = np.flatnonzero(gain < 0)
-        tail, head, cost, vertices = self._arcs
+        arcs = self._arcs
+        conversions = latency_weight * arcs.ns + error_weight * self._arc_units
+        sources = np.full(len(wins), _SOURCE, dtype=np.int64)
+        sinks = np.full(len(loses), _SINK, dtype=np.int64)
         cut = minimum_cut(
-            vertices,
-            np.concatenate([tail, np.zeros(len(wins), dtype=np.int64), self._vertex[loses]]),
-            np.concatenate([head, self._vertex[wins], np.full(len(loses), _SINK, dtype=np.int64)]),
-            np.concatenate([cost * latency_weight, gain[wins], -gain[loses]]),
+            arcs.vertices,
+            np.concatenate([arcs.tail, sources, self._vertex[loses]]),
+            np.concatenate([arcs.head, self._vertex[wins], sinks]),
+            np.concatenate([conversions, gain[wins], -gain[loses]]),
             source=_SOURCE,
             sink=_SINK,
         )
@@ -197,47 +231,36 @@ class Energy:
                 following += 1
         return vertex
 
-    def _conversion_arcs(
-        self,
-    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64], int]:
-        """Tail, head and nanoseconds of the arcs of all tensors, and how many vertices there are."""
-        arcs: list[tuple[int, int, int]] = []
-        vertices = int(max(self._vertex, default=_SINK)) + 1
-        vertices = max(vertices, _SINK + 1)
+    def _conversion_arcs(self) -> _Arcs:
+        arcs: list[tuple[int, int, int, float]] = []
+        vertices = max(_SINK, int(max(self._vertex, default=_SINK))) + 1
         for t, (producer, consumers) in zip(self.problem.tensors, self.ends, strict=True):
             readers = sorted({int(self._vertex[self.group[c]]) for c in consumers})
             integers = producer >= 0 and not self.writes_float[producer]
             writer = int(self._vertex[self.group[producer]]) if integers else _SINK
-            if integers and t.dequantize_ns:
+            if integers and (t.dequantize_ns or t.write_error):
                 floats = [_SINK] if t.float_read or _SINK in readers else readers
-                vertices = _fan(arcs, writer, floats, t.dequantize_ns, vertices, outward=True)
-            if readers and t.quantize_ns:
-                vertices = _fan(arcs, writer, readers, t.quantize_ns, vertices, outward=False)
-        table = np.array(arcs, dtype=np.int64).reshape(-1, 3)
-        table = table[table[:, 0] != table[:, 1]]
-        return table[:, 0], table[:, 1], table[:, 2], vertices
-
-
-def _fan(
-    arcs: list[tuple[int, int, int]],
-    end: int,
-    others: list[int],
-    cost: int,
-    vertices: int,
-    *,
-    outward: bool,
-) -> int:
-    """Add end -> any of others (or the reverse), paid once; returns the new number of vertices."""
-    if not others:
-        return vertices
-    if len(others) == 1:
-        middle = end
-    else:
-        middle = vertices
-        vertices += 1
-        arcs.append((end, middle, cost) if outward else (middle, end, cost))
-    arcs.extend((middle, o, cost) if outward else (o, middle, cost) for o in others)
-    return vertices
+                cost = (t.dequantize_ns, min(t.write_error, ERROR_CAP))
+                links = [(writer, reader) for reader in floats]
+                if len(floats) > 1:
+                    links = [(writer, vertices), *((vertices, reader) for reader in floats)]
+                    vertices += 1
+                arcs.extend((*link, *cost) for link in links)
+            if t.quantize_ns:
+                links = [(reader, writer) for reader in readers]
+                if len(readers) > 1:
+                    links = [(vertices, writer), *((reader, vertices) for reader in readers)]
+                    vertices += 1
+                arcs.extend((*link, t.quantize_ns, 0.0) for link in links)
+        arcs = [arc for arc in arcs if arc[0] != arc[1]]
+        tail, head, ns, error = zip(*arcs, strict=True) if arcs else ((), (), (), ())
+        return _Arcs(
+            np.array(tail, dtype=np.int64),
+            np.array(head, dtype=np.int64),
+            np.array(ns, dtype=np.int64),
+            np.array(error, dtype=np.float64),
+            vertices,
+        )
 
 
 def _groups(problem: Problem) -> list[list[int]]:

@@ -153,7 +153,7 @@ def two_label_start(problem: WideProblem, first: str = FLOAT, second: str = INT8
             t.consumers,
             _convert(t, float_form, int_form) if t.consumers else 0,
             _convert(t, int_form, float_form) if t.consumers or t.float_read else 0,
-            t.float_read,
+            float_read=t.float_read,
         )
         for t in problem.tensors
     )

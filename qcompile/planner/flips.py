@@ -22,6 +22,8 @@ _PAIR_ROUNDS = 40
 _NOISE = 1e-12
 """Changes of the error sum below this share of it are rounding, not gains."""
 
+_FREE = (0, 0.0)
+
 Assignment = Sequence[tuple[int, int]]
 """(site, label) pairs."""
 
@@ -50,7 +52,9 @@ class Flips:
         self._writes_float: list[bool] = energy.writes_float.tolist()
         self._group: list[int] = energy.group.tolist()
         tensors = energy.problem.tensors
-        self._cost = [(t.quantize_ns, t.dequantize_ns, t.float_read) for t in tensors]
+        self._quantize = [(t.quantize_ns, 0.0) for t in tensors]
+        self._dequantize = [(t.dequantize_ns, t.write_error) for t in tensors]
+        self._float_read = [t.float_read for t in tensors]
         self._reads: list[list[int]] = [[] for _ in energy.problem.nodes]
         self._writes: list[list[int]] = [[] for _ in energy.problem.nodes]
         self._groups_at: list[list[int]] = []
@@ -125,8 +129,8 @@ class Flips:
         for i, _ in change:
             touched.update(self._reads[i])
             touched.update(self._writes[i])
-        before = sum(self._conversion(t) for t in touched)
-        ns, error = 0, 0.0
+        ns, error = self._conversions(touched)
+        ns, error = -ns, -error
         undo: list[tuple[int, int]] = []
         for i, label in change:
             old = self._labels[i]
@@ -138,16 +142,24 @@ class Flips:
                 for t in self._reads[i]:
                     self._integer_readers[t] += step
             self._labels[i] = label
-        after = sum(self._conversion(t) for t in touched)
+        after_ns, after_error = self._conversions(touched)
         undo.reverse()
-        return undo, touched, ns + after - before, error
+        return undo, touched, ns + after_ns, error + after_error
 
-    def _conversion(self, t: int) -> int:
+    def _conversions(self, tensors: Iterable[int]) -> tuple[int, float]:
+        total_ns, total_error = 0, 0.0
+        for t in tensors:
+            ns, error = self._conversion(t)
+            total_ns += ns
+            total_error += error
+        return total_ns, total_error
+
+    def _conversion(self, t: int) -> tuple[int, float]:
         producer, consumers = self.energy.ends[t]
-        quantize, dequantize, float_read = self._cost[t]
+        readers = self._integer_readers[t]
         if producer >= 0 and self._labels[producer] == INTEGER and not self._writes_float[producer]:
-            return dequantize if float_read or self._integer_readers[t] < len(consumers) else 0
-        return quantize if self._integer_readers[t] else 0
+            return self._dequantize[t] if self._float_read[t] or readers < len(consumers) else _FREE
+        return self._quantize[t] if readers else _FREE
 
     def _all_moves(self) -> Iterable[_Move]:
         latency = self._latency

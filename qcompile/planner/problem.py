@@ -86,6 +86,8 @@ class PlanTensor:
         consumers: origins of the sites that read it: integers when they are int8, else float.
         quantize_ns: latency of one QuantizeLinear of it.
         dequantize_ns: latency of one DequantizeLinear of it.
+        write_error: relative output error energy when its producer is int8 and something reads it
+            in float: that reader sees rounded values. What int8 readers see is their own error.
         float_read: a graph output or a node outside the plan reads it, always in float.
     """
 
@@ -94,6 +96,7 @@ class PlanTensor:
     consumers: tuple[str, ...]
     quantize_ns: int = 0
     dequantize_ns: int = 0
+    write_error: float = 0.0
     float_read: bool = False
 
 
@@ -138,8 +141,12 @@ class Problem:
                     raise OptionError(
                         f"tensor '{tensor.name}' names node '{end}', which is no site"
                     )
-            if min(tensor.quantize_ns, tensor.dequantize_ns) < 0:
-                raise OptionError(f"tensor '{tensor.name}' has a negative conversion cost")
+            costs = (tensor.quantize_ns, tensor.dequantize_ns, tensor.write_error)
+            if not all(0 <= cost < float("inf") for cost in costs):
+                raise OptionError(
+                    f"tensor '{tensor.name}' has conversion costs {costs}; "
+                    "finite numbers of 0 or more are needed"
+                )
         for group in self.ties:
             for origin in group:
                 if origin not in index:

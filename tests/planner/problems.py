@@ -34,6 +34,7 @@ def random_problem(
             consumers=tuple(f"n{j}" for j in range(i + 1, sites) if rng.random() < density / sites),
             quantize_ns=rng.randint(0, 9),
             dequantize_ns=rng.randint(0, 9),
+            write_error=rng.choice((0.0, rng.random())),
             float_read=rng.random() < 0.2,
         )
         for i in range(-1, sites)

@@ -62,6 +62,23 @@ def test_dequantize_is_paid_only_when_a_reader_is_float() -> None:
     assert energy.total_ns(np.array([PLAIN, PLAIN, PLAIN], dtype=np.int8)) == 30
 
 
+def test_write_error_is_paid_once_when_float_readers_see_what_integers_wrote() -> None:
+    problem = Problem(
+        (site("a"), site("b"), site("c"), site("d")),
+        (PlanTensor("y", "a", ("b", "c", "d"), write_error=0.5),),
+    )
+    energy = Energy(problem)
+    errors = [
+        energy.total_error(np.array(labels, dtype=np.int8))
+        for labels in (
+            [INTEGER] * 4,
+            [INTEGER, INTEGER, PLAIN, PLAIN],
+            [PLAIN, INTEGER, PLAIN, PLAIN],
+        )
+    ]
+    assert errors == [0.0, 0.5, 0.0]
+
+
 def test_kernel_that_writes_float_needs_no_dequantize_but_a_quantize() -> None:
     problem = Problem(
         (site("a", float_output=True), site("b")),
@@ -128,7 +145,7 @@ def test_bad_names_are_refused() -> None:
         Problem((site("a"),), (PlanTensor("x", None, ("z",)),))
     with pytest.raises(OptionError, match="tie names node 'z'"):
         Problem((site("a"),), ties=(("a", "z"),))
-    with pytest.raises(OptionError, match="negative"):
+    with pytest.raises(OptionError, match="conversion costs"):
         Problem((site("a"),), (PlanTensor("x", None, ("a",), quantize_ns=-1),))
 
 
