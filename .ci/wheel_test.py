@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import venv
+import zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -47,6 +48,9 @@ def main() -> int:
         run(python, "-m", "build", "--outdir", dist, ROOT, cwd=there)
         (wheel,) = dist.glob("*.whl")
         print(f"{wheel.name}: {wheel.stat().st_size:,} bytes")
+        if lacking := expected() - set(zipfile.ZipFile(wheel).namelist()):
+            print(f"the wheel lacks {', '.join(sorted(lacking))}", file=sys.stderr)
+            return 1
         run(python, "-m", "pip", "install", "--quiet", f"{wheel}[cpu]", cwd=there)
         run(python, "-m", "pip", "uninstall", "--quiet", "--yes", "build", cwd=there)
         probe = "import sysconfig; print(sysconfig.get_paths()['purelib'])"
@@ -59,6 +63,18 @@ def main() -> int:
             command = [*unshare, *command]
         run(*command, cwd=empty)
     return 0
+
+
+def expected() -> set[str]:
+    """The names that every module of the clone has inside the wheel."""
+    names = set()
+    for folder in ("qcompile", "passes", "calibrators", "backends"):
+        for path in (ROOT / folder).rglob("*.py"):
+            if not any(p.is_symlink() for p in path.parents):
+                name = path.relative_to(ROOT).as_posix()
+                names.add(name if folder == "qcompile" else f"qcompile/{name}")
+    data = ("__init__.py", "fetch.py", "zoo.toml", "fmnist_dwcnn.onnx", "fmnist_test.npz")
+    return names | {f"qcompile/models/{name}" for name in data} | {"qcompile/py.typed"}
 
 
 def cut_off() -> list[str | Path]:

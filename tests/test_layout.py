@@ -144,11 +144,12 @@ def posix_only(source: str) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize(
-    "path", [p for p in files() if p.suffix == ".py"], ids=lambda p: str(p.relative_to(ROOT))
-)
-def test_nothing_is_posix_only(path: Path) -> None:
-    assert posix_only(path.read_text(encoding="utf-8")) == []
+def test_nothing_is_posix_only() -> None:
+    sources = {p: p.read_text(encoding="utf-8") for p in files() if p.suffix == ".py"}
+    wrong = {
+        str(p.relative_to(ROOT)): found for p, s in sources.items() if (found := posix_only(s))
+    }
+    assert not wrong
 
 
 def test_the_posix_rule_bites() -> None:
@@ -161,28 +162,40 @@ def test_the_posix_rule_bites() -> None:
     assert not posix_only("import resource  # POSIX: peak memory; Windows reads it from psutil")
 
 
-@pytest.mark.parametrize(
-    "path", [p for p in files() if p.suffix == ".py"], ids=lambda p: str(p.relative_to(ROOT))
-)
-def test_text_files_name_their_encoding(path: Path) -> None:
-    """Windows reads and writes its own code page unless told otherwise."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute | ast.Name):
+def without_encoding(source: str) -> list[int]:
+    """Lines that open text in the system's code page, which is not UTF-8 on Windows."""
+    lines = []
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.Call):
             continue
-        name = node.func.attr if isinstance(node.func, ast.Attribute) else node.func.id
-        given = {k.arg for k in node.keywords}
-        if name == "read_text":
-            assert "encoding" in given or node.args, f"{path}:{node.lineno}"
-        elif name == "write_text":
-            assert "encoding" in given or len(node.args) > 1, f"{path}:{node.lineno}"
+        name = ast.unparse(node.func).rsplit(".", 1)[-1]
+        given = {k.arg: k.value for k in node.keywords}
+        if name in {"read_text", "write_text"}:
+            bare = "encoding" not in given and len(node.args) <= (name == "write_text")
         elif name == "open" and isinstance(node.func, ast.Name):
-            modes = [a.value for a in node.args[1:2] if isinstance(a, ast.Constant)]
-            modes += [
-                k.value.value
-                for k in node.keywords
-                if k.arg == "mode" and isinstance(k.value, ast.Constant)
-            ]
-            assert "encoding" in given or any("b" in str(m) for m in modes), f"{path}:{node.lineno}"
+            mode = ast.unparse(given.get("mode", node.args[1] if len(node.args) > 1 else node.func))
+            bare = "encoding" not in given and "b" not in mode.strip("'")
+        else:
+            continue
+        if bare:
+            lines.append(node.lineno)
+    return lines
+
+
+def test_text_files_name_their_encoding() -> None:
+    sources = {p: p.read_text(encoding="utf-8") for p in files() if p.suffix == ".py"}
+    wrong = {str(p.relative_to(ROOT)): n for p, s in sources.items() if (n := without_encoding(s))}
+    assert not wrong
+
+
+def test_the_encoding_rule_bites() -> None:
+    assert without_encoding("path.read_text()") and without_encoding("path.write_text(x)")
+    assert without_encoding("open(name)") and without_encoding("open(name, 'w')")
+    assert not without_encoding("path.read_text(encoding='utf-8')")
+    assert not without_encoding("path.write_text(x, encoding='utf-8')")
+    assert not without_encoding("open(name, 'rb')") and not without_encoding(
+        "open(name, mode='wb')"
+    )
 
 
 def test_no_package_host_is_named() -> None:
