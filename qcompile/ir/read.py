@@ -6,9 +6,12 @@ Weights stay where they lie: tensors of 64 KiB and more are read-only views of t
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import logging
 import math
 import mmap
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -21,12 +24,15 @@ from google.protobuf.message import DecodeError
 
 from qcompile.ir.errors import ModelError
 from qcompile.ir.notes import Note
+from qcompile.ir.sparse import densify
 from qcompile.ir.wire import CUT_LOCATION, WireError, cut_tensors
 
 __all__ = ["Source", "map_weights", "open_source", "parse"]
 
 _MAP_FROM = 65536
 """Bytes from which a tensor is a view of the file instead of a copy."""
+
+_OLDEST_OPSET = 7
 
 _MAGIC: tuple[tuple[int, bytes, str], ...] = (
     (4, b"ORTM", "an .ort file (ONNX Runtime's own format); pass the .onnx file it was made from"),
@@ -175,12 +181,33 @@ def parse(source: Source) -> tuple[oir.Model, list[Note]]:
     except DecodeError as e:
         raise ModelError(f"{source.name} is not an ONNX model: {e}") from e
     _check_proto(proto, source.name)
-    try:
-        model = oir.from_proto(proto)
-    except Exception as e:
-        raise ModelError(f"{source.name} is not a valid ONNX model: {_root_cause(e)}") from e
+    notes = densify(proto)
+    if proto.training_info:
+        notes.append(Note("", "training information dropped", True))
+    with _quiet():
+        try:
+            model = oir.from_proto(proto)
+        except Exception as e:
+            raise ModelError(f"{source.name} is not a valid ONNX model: {_root_cause(e)}") from e
     map_weights(model, source)
-    return model, []
+    return model, notes
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """What onnx_ir warns of while parsing is checked, and said, afterwards."""
+    logger = logging.getLogger("onnx_ir")
+    before, logger.disabled = logger.disabled, True
+    children = [logging.getLogger(n) for n in ("onnx_ir.serde", "onnx_ir._core")]
+    levels = [c.level for c in children]
+    for child in children:
+        child.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.disabled = before
+        for child, level in zip(children, levels, strict=True):
+            child.setLevel(level)
 
 
 def _check_proto(proto: onnx.ModelProto, name: str) -> None:
@@ -190,6 +217,26 @@ def _check_proto(proto: onnx.ModelProto, name: str) -> None:
         raise ModelError(f"{name} has no outputs")
     if not proto.opset_import:
         raise ModelError(f"{name} is not a valid ONNX model: it names no operator set")
+    for owner in (proto, *proto.functions):
+        for entry in owner.opset_import:
+            if entry.domain == "ai.onnx":
+                entry.domain = ""
+    opset = next((e.version for e in proto.opset_import if e.domain == ""), None)
+    if opset is not None and opset < _OLDEST_OPSET:
+        raise ModelError(
+            f"{name} is of opset {opset}; {_OLDEST_OPSET} is the oldest that can be compiled: "
+            "convert it with onnx.version_converter, or export it anew"
+        )
+    if opset is None and any(n.domain in ("", "ai.onnx") for n in proto.graph.node):
+        raise ModelError(f"{name} is not a valid ONNX model: it does not name the ONNX opset")
+    for kind, entries in (
+        ("graph inputs", [i.name for i in proto.graph.input]),
+        ("initializers", [t.name for t in proto.graph.initializer]),
+    ):
+        twice = next((n for n, count in Counter(entries).items() if count > 1 or not n), None)
+        if twice is not None:
+            what = f"two {kind} have the name '{twice}'" if twice else f"{kind} without a name"
+            raise ModelError(f"{name} is not a valid ONNX model: {what}")
 
 
 def _root_cause(error: BaseException) -> str:
@@ -285,9 +332,10 @@ def _tensor(
     dtype = like.dtype
     if raw.size < _MAP_FROM:
         raw = raw.copy()
-    about = {"name": like.name, "doc_string": like.doc_string or None}
-    props = dict(like.metadata_props) or None
+    doc, props = like.doc_string or None, dict(like.metadata_props) or None
     if dtype.bitwidth < 8:
-        return oir.PackedTensor(raw, dtype, shape=shape, metadata_props=props, **about)
+        return oir.PackedTensor(
+            raw, dtype, shape=shape, name=like.name, doc_string=doc, metadata_props=props
+        )
     array = raw.view(np.dtype(dtype.numpy())).reshape(shape)
-    return oir.Tensor(array, dtype=dtype, metadata_props=props, **about)
+    return oir.Tensor(array, dtype=dtype, name=like.name, doc_string=doc, metadata_props=props)

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import onnx
 import onnx_ir as oir
 
@@ -19,7 +20,7 @@ from qcompile.ir.errors import ModelError, OutputError
 from qcompile.ir.read import for_each_tensor
 from qcompile.ir.wire import CUT_LOCATION, Chunk, Field, encode_length, rewrite, total_size
 
-__all__ = ["model_bytes", "model_chunks", "save_model"]
+__all__ = ["model_bytes", "model_chunks", "needed_ir_version", "save_model"]
 
 _SPLICE_FROM = 1024
 """Bytes from which a tensor is kept out of protobuf's hands."""
@@ -91,11 +92,10 @@ def _cut_index(buffer: memoryview, found: Sequence[Field]) -> int | None:
 
 def _bytes_of(tensor: oir.TensorProtocol) -> memoryview:
     if isinstance(tensor, oir.PackedTensor):
-        array = tensor.numpy_packed()
-    else:
-        array = tensor.numpy()
+        return tensor.numpy_packed().reshape(-1).data
+    array = tensor.numpy()
     if tensor.dtype.bitwidth >= 8 and array.flags.c_contiguous and array.size:
-        return memoryview(array.reshape(-1).view("u1"))
+        return array.reshape(-1).view(np.uint8).data
     return memoryview(tensor.tobytes())
 
 
@@ -116,7 +116,7 @@ def _cut_out(model: oir.Model) -> Iterator[list[oir.TensorProtocol]]:
             offset=len(tensors) - 1,
             length=tensor.nbytes,
             dtype=tensor.dtype,
-            shape=oir.Shape(tensor.shape),
+            shape=oir.Shape(tensor.shape.numpy()),
             name=tensor.name or "",
             doc_string=tensor.doc_string,
             metadata_props=dict(tensor.metadata_props),
@@ -131,7 +131,8 @@ def _cut_out(model: oir.Model) -> Iterator[list[oir.TensorProtocol]]:
 
 
 def _serialize(model: oir.Model) -> bytes:
-    return oir.to_proto(model).SerializeToString(deterministic=True)
+    data: bytes = oir.to_proto(model).SerializeToString(deterministic=True)
+    return data
 
 
 @dataclass
@@ -192,7 +193,7 @@ def save_model(model: oir.Model, path: Path, *, external_above: int = 1_900_000_
         OutputError: the file cannot be written (no folder, no permission, disk full).
     """
     path = Path(path)
-    raise_ir_version(model)
+    model.ir_version = max(model.ir_version, needed_ir_version(model))
     chunks = model_chunks(model)
     files: list[tuple[Path, Sequence[Chunk] | Iterator[Chunk]]] = []
     if total_size(chunks) > external_above:
@@ -217,13 +218,14 @@ def save_model(model: oir.Model, path: Path, *, external_above: int = 1_900_000_
                 temporary.unlink(missing_ok=True)
 
 
-def raise_ir_version(model: oir.Model) -> None:
-    """Raise the IR version to the lowest that knows every type the model uses."""
-    needed = model.ir_version
+def needed_ir_version(model: oir.Model) -> int:
+    """The lowest IR version that knows every type the model uses (3 if nothing special)."""
+    needed = 3
     for graph in model.graphs():
         values = [*graph.inputs, *graph.initializers.values()]
         values += [v for node in graph for v in node.outputs]
         for value in values:
-            if value.dtype is not None:
-                needed = max(needed, _MIN_IR.get(value.dtype.name, 0))
-    model.ir_version = needed
+            dtype = value.dtype if value.const_value is None else value.const_value.dtype
+            if dtype is not None:
+                needed = max(needed, _MIN_IR.get(dtype.name, 0))
+    return needed

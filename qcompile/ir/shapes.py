@@ -26,7 +26,7 @@ def infer_shapes(model: oir.Model) -> list[Note]:
             0,
             tensor.nbytes,
             tensor.dtype,
-            shape=oir.Shape(tensor.shape),
+            shape=oir.Shape(tensor.shape.numpy()),
             name=tensor.name or "",
         )
 
