@@ -7,23 +7,33 @@ from qcompile.passes.drop_noops import DropNoops
 from qcompile.passes.fold_affine import FoldAffine
 from qcompile.passes.fold_batchnorm import FoldBatchNorm
 from qcompile.passes.fold_constants import FoldConstants
+from qcompile.passes.fold_shapes import FoldShapes
 from qcompile.passes.fuse_activations import FuseActivations
+from qcompile.passes.fuse_gelu import FuseGelu
+from qcompile.passes.fuse_layernorm import FuseLayerNorm
 
 __all__ = ["prepare_passes"]
 
 
-def prepare_passes() -> list[Pass]:
+def prepare_passes(contrib: bool = False) -> list[Pass]:
     """Passes to run once each, in this order.
 
     Activations are recognised before constants are folded into layers, because a fold may take
     away the division by 6 that makes a HardSwish one.
+
+    Args:
+        contrib: the target runs ONNX Runtime's own operators (``com.microsoft``); they are then
+            used where ONNX has none at the model's opset.
     """
     return [
         FoldConstants(),
+        FoldShapes(),
+        FoldConstants(),
         DropNoops(),
         FuseActivations(),
+        FuseGelu(contrib),
+        FuseLayerNorm(),
         FoldBatchNorm(),
         FoldAffine(),
-        FuseActivations(),
         FoldAffine(),
     ]

@@ -109,7 +109,11 @@ class Match:
 
 def match(pattern: Op, node: oir.Node) -> Match | None:
     """The first way in which ``node`` is the root of ``pattern``, else None."""
-    return next(_node(pattern, node, Match({}, ())), None)
+    found = next(_node(pattern, node, Match({}, ())), None)
+    if found is None:
+        return None
+    # A tensor that is used twice is matched twice.
+    return Match(found.values, tuple(dict.fromkeys(found.nodes)), found.named)
 
 
 def _node(term: Op, node: oir.Node, so_far: Match) -> Iterator[Match]:
