@@ -61,20 +61,17 @@ class _Writer:
 
     model: oir.Model
     taken: set[str] = field(init=False)
+    node_names: set[str] = field(init=False)
     weights: dict[str, oir.Value] = field(default_factory=dict)
     operands: dict[tuple[oir.Value, bytes], oir.Value] = field(default_factory=dict)
     replaced: dict[oir.Value, None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.taken = used_names(self.model.graph)
+        self.node_names = {node.name or "" for node in self.model.graph.all_nodes()}
 
     def fresh(self, base: str) -> str:
-        name, count = base, 0
-        while name in self.taken:
-            count += 1
-            name = f"{base}_{count}"
-        self.taken.add(name)
-        return name
+        return _fresh(base, self.taken)
 
     def initializer(self, base: str, array: npt.NDArray[np.generic]) -> oir.Value:
         name = self.fresh(base)
@@ -96,7 +93,8 @@ class _Writer:
         self, op_type: str, base: str, inputs: list[oir.Value], result: oir.Value, axis: int | None
     ) -> oir.Node:
         attributes = {} if axis is None else {"axis": axis}
-        return oir.node(op_type, inputs, attributes, outputs=[result], name=f"{base}_{op_type}")
+        name = _fresh(f"{base}_{op_type}", self.node_names)
+        return oir.node(op_type, inputs, attributes, outputs=[result], name=name)
 
     def dequantized_constant(
         self, base: str, values: npt.NDArray[np.generic], qparams: QParams, before: oir.Node
@@ -123,6 +121,15 @@ class _Writer:
                 self.model.graph.remove(producer, safe=True)
             elif value.name is not None:
                 self.model.graph.initializers.pop(value.name, None)
+
+
+def _fresh(base: str, taken: set[str]) -> str:
+    name, count = base, 0
+    while name in taken:
+        count += 1
+        name = f"{base}_{count}"
+    taken.add(name)
+    return name
 
 
 def _write_constants(state: CompileState, writer: _Writer, site: Site, key: str | None) -> None:

@@ -65,7 +65,7 @@ class PrecisionPlan:
             seen.add(layer.origin)
 
     def by_origin(self) -> dict[str, LayerChoice]:
-        """origin id -> choice."""
+        """Origin id -> choice."""
         return {layer.origin: layer for layer in self.layers}
 
     def precision(self, origin: str) -> str:
@@ -139,6 +139,12 @@ class PrecisionPlan:
                 LayerChoice(**{"op_type": "", "reason": "given in the plan", **row})
                 for row in data["layers"]
             )
+            for layer in layers:
+                if layer.precision not in PRECISIONS:
+                    raise OptionError(
+                        f"precision '{layer.precision}' of node '{layer.origin}' is unknown; "
+                        f"use one of {', '.join(PRECISIONS)}"
+                    )
         except (json.JSONDecodeError, KeyError, TypeError) as e:
             raise OptionError(
                 f"the plan is not readable ({e}); needed: version and layers, each with origin and precision"

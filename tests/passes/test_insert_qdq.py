@@ -1,0 +1,438 @@
+"""InsertQDQ: where the pairs stand, what the numbers are, and what is refused."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from qcompile.ir.affine import QParams, TensorRange, fake_quantize, quantize_weight
+from qcompile.ir.errors import CalibrationError, PassError, TargetError
+from qcompile.ir.graph import origin
+from qcompile.ir.plan import FLOAT, INT8, PrecisionPlan
+from qcompile.ir.weights import IntegerWeight
+from qcompile.passes.insert_qdq import InsertQDQ
+from qcompile.passes.integer_region import qdq_tensors
+from qcompile.planner.default import default_plan
+from tests.passes.qdq_models import (
+    VNNI,
+    everything_int8,
+    feed_for,
+    initializers,
+    insert,
+    node_named,
+    ops,
+    run,
+    sqnr_db,
+    state_of,
+    text_model,
+)
+
+RNG = np.random.default_rng(3)
+W1 = (RNG.standard_normal((4, 3, 3, 3)) * 0.3).astype(np.float32)
+W2 = (RNG.standard_normal((4, 4, 3, 3)) * 0.3).astype(np.float32)
+B1 = RNG.standard_normal(4).astype(np.float32)
+M = (RNG.standard_normal((8, 8)) * 0.3).astype(np.float32)
+
+TWO_CONVS = """
+g (float[1,3,8,8] x) => (float[1,4,4,4] y) {
+  a = Conv (x, w1, b1)
+  r = Relu (a)
+  y = Conv (r, w2)
+}"""
+
+
+def test_pairs_stand_behind_producers_and_relu_is_taken_in() -> None:
+    """One Q behind the input, one behind Relu (not behind Conv), one behind the output."""
+    proto = text_model(TWO_CONVS, w1=W1, b1=B1, w2=W2)
+    state = state_of(proto)
+    state.plan = default_plan(state)
+    made = insert(state)
+    assert ops(made) == ["Q", "DQ", "DQ", "DQ", "Conv", "Relu", "Q", "DQ", "DQ", "Conv", "Q", "DQ"]
+    assert list(node_named(made, "n_a").input) == [
+        "x_dequantized",
+        "w1_dequantized",
+        "b1_dequantized",
+    ]
+    assert list(node_named(made, "r_QuantizeLinear").input) == ["r", "r_scale", "r_zero_point"]
+    assert list(node_named(made, "n_y").output) == ["y_float"]
+    assert [o.name for o in made.graph.output] == ["y"]
+    held = initializers(made)
+    assert held["r_zero_point"] == 0, "a range from zero makes the Relu exact in the requantization"
+    assert held["w1_quantized"].dtype == np.int8
+    assert held["w1_scale"].shape == (4,)
+    assert held["b1_quantized"].dtype == np.int32
+    np.testing.assert_array_equal(held["b1_scale"], held["x_scale"] * held["w1_scale"])
+    assert "w1" not in held, "the float weight is gone"
+    assert {origin(n) for n in state.model.graph} == {"", "n_a", "n_r", "n_y"}
+    assert node_named(made, "w1_DequantizeLinear").attribute[0].i == 0
+
+
+def test_the_numbers_are_those_of_the_arithmetic() -> None:
+    """One MatMul: what ONNX Runtime gives is fake-quantized x times fake-quantized W."""
+    proto = text_model("g (float[N,8] x) => (float[N,8] y) { y = MatMul (x, w) }", w=M)
+    state = state_of(proto)
+    state.plan = default_plan(state)
+    made = insert(state)
+    feed = feed_for(proto)
+    values, qparams = quantize_weight(
+        M, replace(VNNI.weight, granularity=state.qparams["w"].spec.granularity)
+    )
+    np.testing.assert_array_equal(initializers(made)["w_quantized"], values)
+    weight = (values * qparams.scale).astype(np.float32)
+    want = fake_quantize(feed["x"], state.qparams["x"]) @ weight
+    np.testing.assert_allclose(run(made, feed)[0], want, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "level", ["ORT_DISABLE_ALL", "ORT_ENABLE_BASIC", "ORT_ENABLE_EXTENDED", "ORT_ENABLE_ALL"]
+)
+def test_every_optimization_level_agrees(level: str) -> None:
+    """A half-quantized site would let the optimizer quantize weights per tensor by itself."""
+    proto = text_model(TWO_CONVS, w1=W1, b1=B1, w2=W2)
+    state = state_of(proto)
+    state.plan = default_plan(state)
+    made = insert(state)
+    feed = feed_for(proto, seed=0)
+    step = float(state.qparams["y"].scale)
+    plain = run(made, feed)[0]
+    # Kernels may round a tie the other way: one step of the output's scale.
+    np.testing.assert_allclose(run(made, feed, level)[0], plain, atol=step * 1.01)
+    assert sqnr_db(run(proto, feed)[0], plain) > 30
+
+
+def test_matmul_writes_float_where_nothing_integer_follows() -> None:
+    proto = text_model(
+        "g (float[N,8] x) => (float[N,8] y) { m = MatMul (x, w)  y = Tanh (m) }", w=M
+    )
+    state = state_of(proto)
+    state.plan = default_plan(state)
+    assert ops(insert(state)) == ["Q", "DQ", "DQ", "MatMul", "Tanh"]
+
+
+def test_one_pair_for_all_consumers_and_float_readers_keep_the_float_tensor() -> None:
+    """x feeds two MatMuls and a float Tanh: one Q; the Tanh still reads x."""
+    proto = text_model(
+        """g (float[N,8] x) => (float[N,8] y) {
+          a = MatMul (x, w)  b = MatMul (x, v)  t = Tanh (x)  s = Sum (a, b)  y = Sum (s, t) }""",
+        w=M,
+        v=M[::-1].copy(),
+    )
+    state = state_of(proto)
+    state.plan = default_plan(state)
+    made = insert(state)
+    assert ops(made).count("Q") == 1
+    assert list(node_named(made, "n_t").input) == ["x"]
+
+
+def test_float_readers_of_an_integer_kernel_read_its_dq() -> None:
+    """A Conv writes integers only, so no float tensor exists beside them."""
+    proto = text_model(
+        "g (float[1,3,8,8] x) => (float[1,4,6,6] y) { a = Conv (x, w1)  y = Tanh (a) }", w1=W1
+    )
+    state = state_of(proto)
+    state.plan = default_plan(state)
+    made = insert(state)
+    assert list(node_named(made, "n_y").input) == ["a_dequantized"]
+
+
+def test_readers_inside_a_branch_read_the_dq_too() -> None:
+    proto = text_model(
+        """g (float[1,3,8,8] x, bool c) => (float[1,4,6,6] y) {
+          a = Conv (x, w1)
+          y = If (c) <then_branch = t () => (float[1,4,6,6] u) { u = Tanh (a) },
+                      else_branch = e () => (float[1,4,6,6] v) { v = Neg (a) }>
+        }""",
+        w1=W1,
+    )
+    state = state_of(proto, calibrate=False)
+    one = np.asarray(3.0)
+    state.ranges = {"x": TensorRange(-one, one), "a": TensorRange(-one, one)}
+    state.plan = default_plan(state)
+    made = insert(state)
+    branch = node_named(made, "n_y").attribute[0].g
+    assert list(branch.node[0].input) == ["a_dequantized"]
+    feed = {"x": feed_for(proto)["x"], "c": np.asarray(True)}
+    assert sqnr_db(run(proto, feed)[0], run(made, feed)[0]) > 20
+
+
+def test_a_shared_weight_is_stored_once() -> None:
+    proto = text_model(
+        "g (float[N,8] x) => (float[N,8] y) { a = MatMul (x, w)  t = Tanh (a)  y = MatMul (t, w) }",
+        w=M,
+    )
+    state = state_of(proto)
+    state.plan = default_plan(state)
+    made = insert(state)
+    assert [n for n in initializers(made) if n.startswith("w")] == [
+        "w_quantized",
+        "w_scale",
+        "w_zero_point",
+    ]
+    assert ops(made).count("DQ") == 3
+
+
+def test_a_weight_that_float_nodes_read_stays_beside_its_integers() -> None:
+    proto = text_model(
+        "g (float[8,8] x) => (float[8,8] y) { a = MatMul (x, w)  y = Sum (a, w) }", w=M
+    )
+    state = state_of(proto)
+    state.plan = default_plan(state)
+    made = insert(state)
+    assert list(node_named(made, "n_y").input) == ["a", "w"]
+
+
+def test_a_weight_read_along_two_axes_has_two_integer_forms() -> None:
+    proto = text_model(
+        """g (float[N,8] x) => (float[N,8] y) {
+          a = Gemm (x, w)  t = Tanh (a)  y = Gemm <transB = 1> (t, w) }""",
+        w=M,
+    )
+    state = state_of(proto)
+    state.plan = default_plan(state)
+    made = insert(state)
+    held = initializers(made)
+    assert set(state.weights) == {"w", "w:axis0"}
+    assert {"w_quantized", "w_quantized_1"} <= set(held)
+    feed = feed_for(proto)
+    assert sqnr_db(run(proto, feed)[0], run(made, feed, "ORT_ENABLE_ALL")[0]) > 30
+
+
+def test_a_shared_bias_is_copied_because_its_scale_differs() -> None:
+    proto = text_model(
+        """g (float[N,8] x) => (float[N,8] y) {
+          a = Gemm (x, w, b)  t = Tanh (a)  y = Gemm (t, v, b) }""",
+        w=M,
+        v=M * 2,
+        b=np.arange(8, dtype=np.float32),
+    )
+    state = state_of(proto)
+    state.plan = default_plan(state)
+    held = initializers(insert(state))
+    assert {"b_quantized", "b_quantized_1"} <= set(held)
+    assert not np.array_equal(held["b_quantized"], held["b_quantized_1"])
+
+
+@pytest.mark.parametrize("shape", [(1,), (1, 8), (8,)])
+def test_gemm_bias_of_every_shape_becomes_one_number_a_column(shape: tuple[int, ...]) -> None:
+    bias = np.full(shape, 0.5, np.float32)
+    proto = text_model("g (float[N,8] x) => (float[N,8] y) { y = Gemm (x, w, b) }", w=M, b=bias)
+    state = state_of(proto)
+    state.plan = default_plan(state)
+    made = insert(state)
+    assert initializers(made)["b_quantized"].shape == (8,)
+    feed = feed_for(proto)
+    for level in ("ORT_DISABLE_ALL", "ORT_ENABLE_ALL"):
+        assert sqnr_db(run(proto, feed)[0], run(made, feed, level)[0]) > 30
+
+
+def test_a_bias_that_would_overflow_enlarges_the_weight_scale() -> None:
+    """Channel 2's weights are 1e-9 and its bias 40: b / (s_x * s_w) would be 1e13."""
+    weight = M.copy()
+    weight[:, 2] = 1e-9
+    bias = np.zeros(8, np.float32)
+    bias[2] = 40
+    proto = text_model(
+        "g (float[N,8] x) => (float[N,8] y) { y = Gemm (x, w, b) }", w=weight, b=bias
+    )
+    state = state_of(proto)
+    state.plan = default_plan(state)
+    result = InsertQDQ().run(state)
+    assert any("cannot overflow" in note.text and note.where == "w" for note in result.notes)
+    held = {v.name: v.const_value.numpy() for v in state.model.graph.initializers.values()}
+    real = held["b_quantized"].astype(np.float64) * held["b_scale"]
+    np.testing.assert_allclose(real[2], 40, rtol=1e-6)
+    np.testing.assert_array_equal(held["b_scale"], held["x_scale"] * held["w_scale"])
+
+
+def test_movers_share_the_scale_of_what_they_move() -> None:
+    proto = text_model(
+        """g (float[1,3,8,8] x) => (float[1,4,1,1] y) {
+          a = Conv (x, w1)
+          p = MaxPool <kernel_shape = [2,2], strides = [2,2]> (a)
+          y = Conv (p, w2)
+        }""",
+        w1=W1,
+        w2=W2,
+    )
+    state = state_of(proto)
+    del state.ranges["p"]  # what a mover writes needs no range of its own
+    state.plan = default_plan(state)
+    held = initializers(insert(state))
+    assert held["a_scale"] == held["p_scale"]
+    assert held["a_zero_point"] == held["p_zero_point"]
+
+
+CONCAT = """g (float[1,3,8,8] x) => (float[1,4,4,4] y) {
+  a = Conv (x, w1)  r = Relu (a)  b = Conv (x, w3)
+  c = Concat <axis = 1> (r, b)
+  y = Conv (c, w4)
+}"""
+CONCAT_WEIGHTS = {
+    "w1": W1,
+    "w3": W1 * 3,
+    "w4": (RNG.standard_normal((4, 8, 3, 3)) * 0.3).astype(np.float32),
+}
+
+
+def test_concat_inputs_keep_their_own_scales() -> None:
+    state = state_of(text_model(CONCAT, **CONCAT_WEIGHTS))
+    state.plan = default_plan(state)
+    held = initializers(insert(state))
+    assert len({float(held[f"{n}_scale"]) for n in ("r", "b", "c")}) > 1
+
+
+def test_concat_shares_one_scale_where_the_target_needs_it() -> None:
+    state = state_of(text_model(CONCAT, **CONCAT_WEIGHTS), replace(VNNI, concat_shares_scale=True))
+    state.plan = default_plan(state)
+    held = initializers(insert(state))
+    assert len({float(held[f"{n}_scale"]) for n in ("r", "b", "c")}) == 1
+
+
+def test_constant_operands_become_integers_of_the_activation_type() -> None:
+    """QLinearMul wants both operands of one type, so a constant factor is uint8, without a Q."""
+    proto = text_model(
+        """g (float[1,3,8,8] x) => (float[1,4,4,4] y) {
+          a = Conv (x, w1)  m = Mul (a, k)  y = Conv (m, w2) }""",
+        w1=W1,
+        w2=W2,
+        k=np.linspace(0.5, 2, 4, dtype=np.float32).reshape(1, 4, 1, 1),
+    )
+    state = state_of(proto)
+    state.plan = default_plan(state)
+    made = insert(state)
+    assert initializers(made)["k_quantized"].dtype == np.uint8
+    feed = feed_for(proto)
+    assert sqnr_db(run(proto, feed)[0], run(made, feed, "ORT_ENABLE_ALL")[0]) > 25
+
+
+def test_a_missing_range_names_the_tensor() -> None:
+    state = state_of(text_model(TWO_CONVS, w1=W1, b1=B1, w2=W2))
+    state.plan = default_plan(state)
+    del state.ranges["r"]
+    with pytest.raises(CalibrationError, match="tensor 'r' needs a range"):
+        InsertQDQ().run(state)
+
+
+def test_no_plan_is_an_error_of_ours() -> None:
+    with pytest.raises(PassError, match="no plan"):
+        InsertQDQ().run(state_of(text_model(TWO_CONVS, w1=W1, b1=B1, w2=W2)))
+
+
+def test_the_plan_needs_no_range_but_those_it_names() -> None:
+    state = state_of(text_model(TWO_CONVS, w1=W1, b1=B1, w2=W2))
+    state.plan = default_plan(state)
+    assert qdq_tensors(state) == ("x", "r", "y")
+    state.plan = state.plan.with_choice(["n_y"], FLOAT, "test")
+    assert qdq_tensors(state) == ("x", "r")
+
+
+def test_a_float_plan_changes_nothing() -> None:
+    proto = text_model(TWO_CONVS, w1=W1, b1=B1, w2=W2)
+    state = state_of(proto)
+    plan = default_plan(state)
+    state.plan = PrecisionPlan(tuple(replace(layer, precision=FLOAT) for layer in plan.layers))
+    assert ops(insert(state)) == ["Conv", "Relu", "Conv"]
+
+
+def test_relu_follows_its_kernel() -> None:
+    """Conv float, Relu int8: there is no Relu of its own, so nothing is inserted before it."""
+    state = state_of(text_model(TWO_CONVS, w1=W1, b1=B1, w2=W2))
+    state.plan = default_plan(state).with_choice(["n_a"], FLOAT, "test")
+    assert ops(insert(state)) == ["Conv", "Relu", "Q", "DQ", "DQ", "Conv", "Q", "DQ"]
+
+
+def test_a_pin_that_cannot_be_kept_is_refused() -> None:
+    proto = text_model("g (float[N,8] x) => (float[N,8] y) { y = Tanh (x) }")
+    state = state_of(proto)
+    state.plan = default_plan(state).pin({"n_y": INT8})
+    with pytest.raises(TargetError, match=r"'n_y' \(Tanh\) is pinned to int8 but cannot be"):
+        InsertQDQ().run(state)
+
+
+def test_scales_and_weights_chosen_before_are_kept() -> None:
+    """The hooks of range search and learned rounding."""
+    proto = text_model("g (float[N,8] x) => (float[N,8] y) { y = MatMul (x, w) }", w=M)
+    state = state_of(proto)
+    state.plan = default_plan(state)
+    given = QParams(np.asarray(0.5, np.float32), np.asarray(7, np.uint8), VNNI.activation)
+    state.qparams["x"] = given
+    values, qparams = quantize_weight(M, VNNI.weight)
+    values = np.clip(values + 1, -127, 127).astype(np.int8)
+    state.weights["w"] = IntegerWeight(values, qparams, "learned rounding")
+    held = initializers(insert(state))
+    assert held["x_scale"] == np.float32(0.5)
+    assert held["x_zero_point"] == 7
+    np.testing.assert_array_equal(held["w_quantized"], values)
+    assert held["w_scale"].shape == ()
+
+
+def test_learned_integers_survive_in_channels_whose_scale_has_room() -> None:
+    weight = M.copy()
+    weight[:, 2] = 1e-9
+    bias = np.zeros(8, np.float32)
+    bias[2] = 40
+    proto = text_model(
+        "g (float[N,8] x) => (float[N,8] y) { y = Gemm (x, w, b) }", w=weight, b=bias
+    )
+    state = state_of(proto)
+    state.plan = default_plan(state)
+    InsertQDQ().run(state)
+    axis = state.qparams["w"].spec
+    values, qparams = quantize_weight(weight, axis)
+    again = state_of(proto)
+    again.plan = default_plan(again)
+    learned = np.where(values < 127, values + 1, values).astype(np.int8)
+    again.weights["w"] = IntegerWeight(learned, qparams, "learned rounding")
+    InsertQDQ().run(again)
+    kept = np.arange(8) != 2
+    np.testing.assert_array_equal(again.weights["w"].values[:, kept], learned[:, kept])
+    assert not np.array_equal(again.weights["w"].values[:, 2], learned[:, 2])
+
+
+@pytest.mark.parametrize("opset", [11, 12])
+def test_old_opsets_get_one_scale_per_weight(opset: int) -> None:
+    """DequantizeLinear has an axis from opset 13 on."""
+    proto = text_model(TWO_CONVS, opset, w1=W1, b1=B1, w2=W2)
+    state = state_of(proto)
+    state.plan = default_plan(state)
+    made = insert(state)
+    assert initializers(made)["w1_scale"].shape == ()
+    assert not node_named(made, "w1_DequantizeLinear").attribute
+    feed = feed_for(proto)
+    assert sqnr_db(run(proto, feed)[0], run(made, feed, "ORT_ENABLE_ALL")[0]) > 20
+
+
+def test_batched_weights_get_one_scale() -> None:
+    """ONNX Runtime accepts a scale per column of a 3-D weight and fails when it runs."""
+    weight = RNG.standard_normal((2, 8, 5)).astype(np.float32)
+    proto = text_model("g (float[2,4,8] x) => (float[2,4,5] y) { y = MatMul (x, w) }", w=weight)
+    state = state_of(proto)
+    state.plan = default_plan(state)
+    made = insert(state)
+    assert initializers(made)["w_scale"].shape == ()
+    feed = feed_for(proto)
+    assert sqnr_db(run(proto, feed)[0], run(made, feed, "ORT_ENABLE_ALL")[0]) > 30
+
+
+def test_names_that_are_taken_are_left_alone() -> None:
+    proto = text_model(
+        """g (float[N,8] x, float[N,8] x_quantized) => (float[N,8] y) {
+          a = MatMul (x, w)  y = Sum (a, x_quantized) }""",
+        w=M,
+    )
+    state = state_of(proto)
+    state.plan = default_plan(state)
+    made = insert(state)
+    assert node_named(made, "x_QuantizeLinear").output[0] == "x_quantized_1"
+
+
+def test_everything_at_once_is_valid() -> None:
+    """Int8 asked of every node, contiguous or not."""
+    proto = text_model(CONCAT, **CONCAT_WEIGHTS)
+    state = state_of(proto)
+    state.plan = everything_int8(state)
+    made = insert(state)
+    feed = feed_for(proto)
+    assert sqnr_db(run(proto, feed)[0], run(made, feed, "ORT_ENABLE_ALL")[0]) > 30
