@@ -26,12 +26,22 @@ socket.socket.connect = socket.socket.connect_ex = socket.getaddrinfo = _refuse
 """
 
 
-def run(*command: str | Path, cwd: Path) -> None:
-    """Runs it, shows it, and ends this script with its exit code when it fails."""
+def run(*command: str | Path, cwd: Path, quiet: bool = False) -> None:
+    """Runs it and ends this script with its exit code when it fails; quiet: output only then."""
     print("$", *command, flush=True)
     keep = {k: v for k, v in os.environ.items() if k not in {"PYTHONPATH", "VIRTUAL_ENV"}}
-    done = subprocess.run([str(c) for c in command], cwd=cwd, check=False, env=keep)
+    into = subprocess.PIPE if quiet else None
+    done = subprocess.run(
+        [str(c) for c in command],
+        cwd=cwd,
+        check=False,
+        env=keep,
+        text=True,
+        stdout=into,
+        stderr=subprocess.STDOUT if quiet else None,
+    )
     if done.returncode:
+        print(done.stdout or "", file=sys.stderr)
         raise SystemExit(done.returncode)
 
 
@@ -45,7 +55,7 @@ def main() -> int:
         bin_folder = env / ("Scripts" if os.name == "nt" else "bin")
         python = bin_folder / "python"
         run(python, "-m", "pip", "install", "--quiet", "build>=1.2", cwd=there)
-        run(python, "-m", "build", "--outdir", dist, ROOT, cwd=there)
+        run(python, "-m", "build", "--outdir", dist, ROOT, cwd=there, quiet=True)
         (wheel,) = dist.glob("*.whl")
         print(f"{wheel.name}: {wheel.stat().st_size:,} bytes")
         if lacking := expected() - set(zipfile.ZipFile(wheel).namelist()):
