@@ -16,6 +16,7 @@ import onnx_ir as oir
 from qcompile.ir.errors import ModelError
 from qcompile.ir.graph import default_opset, forget_names, origin
 from qcompile.ir.notes import Note
+from qcompile.ir.shapes import infer_shapes
 from qcompile.ir.upgrade_rules import RULES, BlockedError, Edit, Editor
 from qcompile.ir.upgrade_same import NEWEST, SAME
 
@@ -37,6 +38,7 @@ def upgrade_opset(model: oir.Model, to: int) -> tuple[oir.Model, list[Note]]:
     notes = upgrade_graph(model.graph, to)
     after = default_opset(model)
     if after > before:
+        infer_shapes(model)
         notes.insert(0, Note("", f"opset raised from {before} to {after}", True))
     return model, notes
 
