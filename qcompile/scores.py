@@ -106,9 +106,12 @@ BUILT_IN: dict[str, tuple[Callable[[Run, FeedSet, Sequence[str]], float], bool, 
 
 
 def make_metric(
-    options: Options, specs: tuple[InputSpec, ...], calibration: FeedSet
+    options: Options,
+    specs: tuple[InputSpec, ...],
+    calibration: FeedSet,
+    calibrated: bool = True,
 ) -> Metric | None:
-    """The metric asked for, or None.
+    """The metric asked for, or None; with ``calibrated`` its data must differ from ``calibration``.
 
     Raises:
         OptionError: unknown name (with the nearest), or data that a built-in needs are missing.
@@ -141,7 +144,7 @@ def make_metric(
     feeds = open_feeds(
         options.eval_data, specs, preprocess=options.preprocess, option="--eval-data"
     )
-    if feeds.sha256() == calibration.sha256():
+    if calibrated and feeds.sha256() == calibration.sha256():
         raise CalibrationError(
             "--eval-data holds the calibration data; a score on data that were calibrated on means little: "
             "give other samples"

@@ -1,0 +1,82 @@
+"""From a plan to files: the portable Q/DQ model, and what the target's backend makes of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import onnx_ir as oir
+
+from qcompile.backends.ort_lower import lower_ort
+from qcompile.ir.affine import TensorRange
+from qcompile.ir.manager import CompileState, Pass, PassManager, PassRecord
+from qcompile.ir.notes import Note
+from qcompile.ir.plan import PrecisionPlan
+from qcompile.ir.save import save_model
+from qcompile.ir.target import Target
+from qcompile.passes.insert_qdq import InsertQDQ
+
+__all__ = ["Build", "Builder"]
+
+
+@dataclass(frozen=True)
+class Build:
+    """What one plan became.
+
+    Attributes:
+        plan: the plan that was built.
+        portable: the Q/DQ model.
+        lowered: the model in the runtime's own operators.
+        path: the lowered model's file.
+        records: log of the QUANTIZE passes.
+        notes: what the lowering left as it was, and why.
+    """
+
+    plan: PrecisionPlan
+    portable: oir.Model
+    lowered: oir.Model
+    path: Path
+    records: tuple[PassRecord, ...]
+    notes: tuple[Note, ...]
+
+
+@dataclass
+class Builder:
+    """Builds any plan of one prepared model; equal plans are built once.
+
+    Attributes:
+        model: the prepared float model (never changed).
+        target: the capability table.
+        ranges: tensor name -> range.
+        work: folder for the lowered models.
+        disabled: passes to skip.
+        quantize_passes: run in order on a copy of the model; the last ones insert Q/DQ.
+    """
+
+    model: oir.Model
+    target: Target
+    ranges: dict[str, TensorRange]
+    work: Path
+    disabled: frozenset[str] = frozenset()
+    quantize_passes: tuple[Pass, ...] = (InsertQDQ(),)
+    _made: dict[tuple[tuple[str, str], ...], Build] = field(default_factory=dict)
+
+    def build(self, plan: PrecisionPlan) -> Build:
+        """The plan as portable and lowered models, and the lowered one's file."""
+        key = tuple((layer.origin, layer.precision) for layer in plan.layers)
+        if key not in self._made:
+            self._made[key] = self._build(plan, self.work / f"plan{len(self._made)}.onnx")
+        return self._made[key]
+
+    def portable(self, plan: PrecisionPlan) -> tuple[oir.Model, tuple[PassRecord, ...]]:
+        """The Q/DQ model alone."""
+        state = CompileState(self.model.clone(), self.target, ranges=dict(self.ranges), plan=plan)
+        manager = PassManager(self.quantize_passes, self.disabled)
+        manager.run(state)
+        return state.model, tuple(manager.records)
+
+    def _build(self, plan: PrecisionPlan, path: Path) -> Build:
+        portable, records = self.portable(plan)
+        lowered = lower_ort(portable, plan)
+        save_model(lowered.model, path)
+        return Build(plan, portable, lowered.model, path, records, lowered.notes)

@@ -1,0 +1,116 @@
+"""Entry of the command line: commands by name, exit codes, and one clear line for every mistake."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+import traceback
+from collections.abc import Sequence
+
+import click
+
+from qcompile.ir.errors import QCompileError
+
+__all__ = ["main"]
+
+COMMANDS: dict[str, str] = {
+    "compile": "qcompile.cli.compile_command",
+    "check": "qcompile.cli.check_command",
+    "init": "qcompile.cli.init_command",
+    "inspect": "qcompile.cli.inspect_command",
+    "targets": "qcompile.cli.targets_command",
+    "demo": "qcompile.cli.demo_command",
+}
+"""name -> module with a click command called ``command``; imported only when it runs."""
+
+
+class _Commands(click.Group):
+    """`qcompile model.onnx ...` means `qcompile compile model.onnx ...`."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        import importlib
+
+        module = COMMANDS.get(cmd_name)
+        if module is None:
+            return None
+        loaded: click.Command = importlib.import_module(module).command
+        return loaded
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        own = {"-h", "--help", "--version", "--debug"}
+        first = next((a for a in args if a not in own), None)
+        if first is not None and first not in COMMANDS and not set(args) & {"--version"}:
+            near = difflib.get_close_matches(first, COMMANDS, n=1, cutoff=0.7)
+            looks_like_model = (
+                first.startswith("-") or "." in first or "/" in first or "\\" in first
+            )
+            if near and not looks_like_model:
+                raise click.UsageError(f"'{first}' is no command; did you mean '{near[0]}'?")
+            args = (
+                [a for a in args if a == "--debug"]
+                + ["compile"]
+                + [a for a in args if a != "--debug"]
+            )
+        return super().parse_args(ctx, args)
+
+
+@click.group(
+    cls=_Commands,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    epilog="`qcompile MODEL.onnx --target ort-int8 --calibration DATA` is short for `qcompile compile ...`.",
+)
+@click.version_option(package_name="qcompile", prog_name="qcompile")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+def cli(debug: bool) -> None:
+    """Compile an ONNX model to a quantized one that is valid, measured and explained."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Returns:
+        0 delivered (or not measured, or inconclusive), 1 internal error, 2 bad input or options,
+        3 gate not met, 4 hardware or runtime missing, 130 interrupted.
+    """
+    args = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in args
+    if debug:
+        args = ["--debug"] + [a for a in args if a != "--debug"]
+    try:
+        result = cli.main(args, prog_name="qcompile", standalone_mode=False)
+        return result if isinstance(result, int) else 0
+    except click.exceptions.Exit as e:
+        return e.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        _say("interrupted; nothing half-written was left behind")
+        return 130
+    except click.ClickException as e:
+        _say(f"error: {e.format_message()}")
+        if e.__class__ is click.NoArgsIsHelpError:
+            return 2
+        _say("`qcompile --help` lists commands and options")
+        return 2
+    except QCompileError as e:
+        if debug:
+            traceback.print_exc()
+        _say(f"error: {e}")
+        return e.exit_code
+    except MemoryError:
+        _say(
+            "error: not enough memory for this model; pass --memory-limit, or use a larger machine"
+        )
+        return 2
+    except Exception as e:  # noqa: BLE001 - the last resort: one line, exit code 1
+        if debug:
+            traceback.print_exc()
+        _say(
+            f"internal error: {type(e).__name__}: {e}; run again with --debug and report the traceback"
+        )
+        return 1
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)

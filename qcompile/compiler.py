@@ -1,0 +1,138 @@
+"""The whole flow: load, prepare, calibrate, plan, quantize, lower, gate, report."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from qcompile.artifact import LOCK, new_artifact, writable
+from qcompile.backends.ort import check_runtime
+from qcompile.backends.tables import get_target
+from qcompile.build import Builder
+from qcompile.gate import judge
+from qcompile.ir.save import save_model
+from qcompile.job import Job, gather, start_plan
+from qcompile.options import Options, make_options
+from qcompile.planner.search import search
+from qcompile.prepare import prepare
+from qcompile.ranges import find_ranges
+from qcompile.reporter import Reporter, Silent
+from qcompile.result import CompileResult
+from qcompile.reuse import fingerprint, locked, up_to_date
+from qcompile.write import write_artifact
+
+__all__ = ["compile", "compile_with"]
+
+
+class Stages:
+    """Times the stages, in order."""
+
+    def __init__(self, reporter: Reporter) -> None:
+        self.reporter = reporter
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        """Time a block as the stage ``name``."""
+        self.reporter.stage(name)
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+
+def compile(model: Any, **options: Any) -> CompileResult:
+    """Compile an ONNX model and deliver it if it is valid, as fast and as accurate as asked.
+
+    Args:
+        model: path, bytes, ``onnx.ModelProto`` or ``onnx_ir.Model``.
+        options: fields of ``qcompile.options.Options``; limits may be text with units
+            (``max_drop="0.5pt"``). ``progress`` may be a ``Reporter``.
+
+    Returns:
+        The result, also when nothing was delivered; ``result.check()`` raises then.
+
+    Raises:
+        QCompileError: bad input or options, or a runtime that is missing.
+
+    Example:
+        ``qcompile.compile("model.onnx", calibration=batches, max_drop="1%", metric=top1).check()``
+    """
+    reporter = options.pop("progress", None)
+    return compile_with(model, make_options(**options), reporter)
+
+
+def compile_with(source: Any, options: Options, reporter: Reporter | None = None) -> CompileResult:
+    """Compile with a complete record of options; see ``compile``."""
+    check_runtime()
+    stages = Stages(reporter or Silent())
+    target = get_target(options.target, options.device)
+    keep, output = _output(source, options)
+    writable(output, options.force)
+    with tempfile.TemporaryDirectory(prefix="qcompile-") as scratch:
+        work = Path(scratch)
+        with stages("load and prepare"):
+            prepared = prepare(source, target, options)
+        with stages("read data"):
+            data = gather(prepared, options)
+        key = fingerprint(prepared, data, options)
+        previous = up_to_date(output, key, options)
+        if previous is not None:
+            return previous
+        job = Job(prepared, data, options, _float_file(source, prepared, work), work)
+        lock = locked(options, output, key)
+        with stages("calibrate"):
+            ranges = find_ranges(job, lock, stages.reporter.advance)
+        with stages("plan"):
+            builder = Builder(
+                prepared.model, target, ranges.chosen, work, frozenset(options.disable)
+            )
+            plan = start_plan(job, ranges.chosen, lock)
+            found = search(job, builder, plan, replay=lock is not None, reporter=stages.reporter)
+        with stages("gate"):
+            verdict = judge(
+                job.float_path,
+                found.chosen.build.path,
+                list(data.held),
+                job.limits(),
+                metric=data.metric,
+                names=data.held.names,
+                slices=options.slices,
+                extremes=data.extremes(),
+                threads=options.threads,
+                budget_s=options.gate_time,
+                custom_ops=options.custom_ops,
+                progress=lambda _, share: stages.reporter.advance(share, 1.0),
+            )
+        with stages("write"), new_artifact(output, options.force) as folder:
+            report, code = write_artifact(
+                folder, job, ranges, found, verdict, key, stages.seconds, output
+            )
+            if lock is not None:
+                lock.check_outputs(report.data["hashes"], options.lock or Path(LOCK))
+    return CompileResult(report, output, code, keep=keep)
+
+
+def _output(source: Any, options: Options) -> tuple[object, Path]:
+    """The folder to write; a temporary one for models that have no file."""
+    if options.output is not None:
+        return None, options.output
+    if isinstance(source, (str, Path)):
+        path = Path(source)
+        return None, path.with_name(f"{path.stem}.{options.target}")
+    held = tempfile.TemporaryDirectory(prefix="qcompile-artifact-")
+    return held, Path(held.name) / options.target
+
+
+def _float_file(source: Any, prepared: Any, work: Path) -> Path:
+    """The user's model as a file, which is the base of every comparison."""
+    if isinstance(source, (str, Path)):
+        return Path(source)
+    path = work / "float.onnx"
+    save_model(prepared.loaded.model, path)
+    return path

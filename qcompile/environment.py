@@ -1,0 +1,44 @@
+"""Which machine and which versions a number was measured with."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import sys
+from typing import Any
+
+import psutil
+from archspec.cpu import host
+
+__all__ = ["describe_machine", "describe_versions"]
+
+_PACKAGES = ("qcompile", "onnxruntime", "onnxruntime-gpu", "onnx", "onnx-ir", "numpy")
+
+
+def describe_machine() -> dict[str, Any]:
+    """The machine: architecture, microarchitecture, cores this process may use, memory."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cpu = host()
+    return {
+        "system": platform.system(),
+        "machine": platform.machine(),
+        "cpu": cpu.name,
+        "vendor": cpu.vendor,
+        "features": sorted(
+            f for f in cpu.features if f.startswith(("avx", "amx", "asimd", "i8mm"))
+        ),
+        "cores": cores,
+        "memory_bytes": psutil.virtual_memory().total,
+    }
+
+
+def describe_versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide the bytes and the speed."""
+    found = {"python": ".".join(map(str, sys.version_info[:3]))}
+    for name in _PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,164 @@
+"""One compile's givens: the prepared model, the data split for calibration and gate, the limits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from qcompile.data.inputs import Feed
+from qcompile.data.sources import FeedSet, open_feeds
+from qcompile.data.subset import diverse_indices, hold_back
+from qcompile.gate import Limits
+from qcompile.ir.affine import TensorRange
+from qcompile.ir.errors import OptionError
+from qcompile.ir.manager import CompileState
+from qcompile.ir.plan import FLOAT, PrecisionPlan
+from qcompile.lock import Lock
+from qcompile.options import Options
+from qcompile.planner.default import default_plan
+from qcompile.prepare import Prepared
+from qcompile.scores import Metric, make_metric
+
+__all__ = ["Data", "Job", "gather", "start_plan"]
+
+SELECTION = 8
+"""Samples of the calibration data on which plans are compared with one another."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """Samples by use; the gate's are never calibrated on (when there are at least four).
+
+    Attributes:
+        calibration: for ranges and the search of a plan.
+        held: for the gate.
+        metric: the user's score, None without one.
+        sha256: of all samples used.
+        findings: what people should know about the data.
+    """
+
+    calibration: FeedSet
+    held: FeedSet
+    metric: Metric | None
+    sha256: str
+    findings: tuple[str, ...]
+
+    @property
+    def random(self) -> bool:
+        """Whether the samples are made up."""
+        return self.calibration.random
+
+    def selection(self) -> list[Feed]:
+        """Samples on which plans are compared, spread over the calibration data."""
+        total = len(self.calibration)
+        picked = np.unique(np.linspace(0, total - 1, min(SELECTION, total)).astype(int))
+        return [self.calibration.load(int(i)) for i in picked]
+
+    def extremes(self) -> list[Feed]:
+        """The calibration samples with the fewest and the most elements, where shapes differ."""
+        sizes = [sum(a.size for a in feed.values()) for feed in self.calibration]
+        low, high = int(np.argmin(sizes)), int(np.argmax(sizes))
+        return [] if sizes[low] == sizes[high] else [self.calibration.load(i) for i in (low, high)]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every stage is given.
+
+    Attributes:
+        prepared: the prepared model.
+        data: the samples.
+        options: what was asked.
+        float_path: the user's model, which the artifact must beat.
+        work: a temporary folder.
+    """
+
+    prepared: Prepared
+    data: Data
+    options: Options
+    float_path: Path
+    work: Path
+
+    def limits(self) -> Limits:
+        """The limits of the gate."""
+        o = self.options
+        return Limits(
+            min_speedup=o.min_speedup,
+            max_drop=o.max_drop,
+            min_sqnr=o.min_sqnr,
+            max_latency_ms=o.max_latency,
+            max_bytes=o.max_size,
+        )
+
+
+def gather(prepared: Prepared, options: Options) -> Data:
+    """Open the data, choose a diverse subset, hold samples back for the gate.
+
+    Raises:
+        CalibrationError: no data, or data that do not fit the model.
+    """
+    feeds = open_feeds(
+        options.calibration, prepared.inputs, preprocess=options.preprocess, seed=options.seed
+    )
+    findings = []
+    calibration, held = hold_back(len(feeds))
+    kept, gate = feeds.subset(calibration), feeds.subset(held)
+    if calibration == held:
+        findings.append(
+            f"only {len(feeds)} samples: the gate judges on the calibration data themselves"
+        )
+    if len(kept) > options.samples:
+        kept = kept.subset(diverse_indices(kept, options.samples))
+        shown = ", ".join(kept.names[:3])
+        findings.append(
+            f"{options.samples} of {len(calibration)} samples chosen for diversity ({shown}, ...)"
+        )
+    digest = kept.sha256() if calibration == held else f"{kept.sha256()}+{gate.sha256()}"
+    metric = make_metric(options, prepared.inputs, kept)
+    findings += feeds.notes
+    return Data(kept, gate, metric, digest, tuple(findings))
+
+
+def start_plan(job: Job, ranges: dict[str, TensorRange], lock: Lock | None) -> PrecisionPlan:
+    """All that can be integer, with what the user pinned; or the locked or given plan.
+
+    Raises:
+        OptionError: a selector matches nothing, or the given plan names unknown nodes.
+    """
+    if lock is not None:
+        return lock.plan
+    state = CompileState(job.prepared.model, job.prepared.target, ranges=ranges)
+    plan = default_plan(state)
+    given = job.options.plan
+    if given is not None:
+        plan = _follow(plan, given)
+    pins = dict.fromkeys(job.options.keep_float, FLOAT)
+    return plan.pin(pins, "kept float by the user") if pins else plan
+
+
+def _follow(plan: PrecisionPlan, given: object) -> PrecisionPlan:
+    if isinstance(given, (str, Path)):
+        try:
+            text = Path(given).read_text(encoding="utf-8")
+        except OSError as e:
+            raise OptionError(f"--plan '{given}' cannot be read: {e.strerror or e}") from e
+        given = PrecisionPlan.from_json(text)
+    if not isinstance(given, PrecisionPlan):
+        raise OptionError(
+            f"the plan is {type(given).__name__}; give a plan.json or a PrecisionPlan"
+        )
+    pinned = plan
+    for layer in given.layers:
+        pinned = pinned.pin({layer.origin: layer.precision}, layer.reason)
+    return PrecisionPlan(
+        tuple(
+            replace(
+                new, reason=new.reason if new.pinned else "not named by the given plan", pinned=True
+            )
+            if new.origin in given.by_origin() or new.pinned
+            else replace(new, precision=FLOAT, reason="not named by the given plan", pinned=True)
+            for new in pinned.layers
+        )
+    )

@@ -1,0 +1,45 @@
+"""The layers of a report: what each was asked to be, what the runtime executes, and why."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from qcompile.backends.ort_realised import realised
+from qcompile.build import Build
+from qcompile.ir.graph import origin
+from qcompile.ir.plan import FLOAT
+from qcompile.job import Job
+from qcompile.trace import mac_counts
+
+__all__ = ["describe_layers"]
+
+
+def describe_layers(job: Job, build: Build) -> tuple[list[dict[str, Any]], float | None]:
+    """One row for each layer of the plan in graph order, and the share of MACs run in integers."""
+    feed = job.data.calibration.load(0)
+    counts = mac_counts(job.prepared.model, feed, job.work, job.options.custom_ops)
+    by_origin = {origin(node): count for node, count in counts.items()}
+    seen = realised(build.path, feed, custom_ops=job.options.custom_ops)
+    compute = {site.origin for site in job.prepared.sites if site.role == "compute"}
+    rows = []
+    for layer in build.plan.layers:
+        found = seen.layers.get(layer.origin)
+        rows.append(
+            {
+                "origin": layer.origin,
+                "op_type": layer.op_type,
+                "requested": layer.precision,
+                "realised": layer.precision if found is None else found.precision,
+                "executed_as": [] if found is None else list(found.op_types),
+                "reason": layer.reason,
+                "pinned": layer.pinned,
+                "sensitivity": layer.sensitivity,
+                "float_ns": layer.float_ns,
+                "int_ns": layer.int_ns,
+                "macs": by_origin.get(layer.origin, 0),
+                "compute": layer.origin in compute,
+            }
+        )
+    total = sum(counts.values())
+    integer = sum(r["macs"] for r in rows if r["realised"] != FLOAT)
+    return rows, (integer / total if total else None)

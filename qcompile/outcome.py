@@ -1,0 +1,83 @@
+"""From the gate's verdict and what was required to the word, the exit code and the warnings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from qcompile.job import Job
+from qcompile.verdict import EXIT_CODES, INCONCLUSIVE, NOT_DELIVERED, NOT_MEASURED, GateResult
+
+__all__ = ["Outcome", "settle"]
+
+GATE_NOT_MET = 3
+MISSING = 4
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a compile ends.
+
+    Attributes:
+        verdict: the word.
+        exit_code: 0, 3 or 4.
+        headline: the sentence.
+        warnings: what holds all the same.
+        advice: what to do next when nothing was delivered.
+    """
+
+    verdict: str
+    exit_code: int
+    headline: str
+    warnings: tuple[str, ...]
+    advice: str
+
+
+def settle(gate: GateResult, job: Job, layers: Sequence[Mapping[str, Any]]) -> Outcome:
+    """Apply the rules that are not numbers: random data, strictness, requirements."""
+    options, data = job.options, job.data
+    verdict, code, headline = gate.verdict, EXIT_CODES[gate.verdict], gate.headline
+    warnings = list(gate.notes)
+    advice = ""
+
+    def refuse(reason: str, exit_code: int = GATE_NOT_MET) -> None:
+        nonlocal verdict, code, headline
+        if verdict != NOT_DELIVERED:
+            figures = headline.partition(" ")[2]
+            headline = f"NOT DELIVERED: {reason} ({figures})"
+            verdict, code = NOT_DELIVERED, exit_code
+
+    if data.random:
+        if options.allow_random and "real-data" not in options.require:
+            warnings.append("calibrated on random data: no accuracy on real data is known")
+        else:
+            refuse("calibrated on random data; pass --calibration")
+            advice = "qcompile init MODEL writes a calib.py to fill in; then pass --calibration"
+    missed = [layer for layer in layers if layer["requested"] != layer["realised"]]
+    if missed:
+        first = missed[0]
+        text = (
+            f"{len(missed)} layers are not realised as requested, the first is '{first['origin']}' "
+            f"({first['requested']} -> {first['realised']})"
+        )
+        if options.strict or "realised" in options.require:
+            refuse(text)
+        else:
+            warnings.append(text)
+    if verdict == INCONCLUSIVE and "conclusive" in options.require:
+        refuse("the measurement is inconclusive; give it more time with --gate-time")
+    if verdict == NOT_MEASURED and "measured" in options.require:
+        refuse("the target's hardware is not here", MISSING)
+    if verdict == NOT_DELIVERED and not advice:
+        advice = _advice(gate)
+    return Outcome(verdict, code, headline, tuple(dict.fromkeys(warnings)), advice)
+
+
+def _advice(gate: GateResult) -> str:
+    failed = {check.name for check in gate.failed}
+    if failed & {"accuracy", "metric"}:
+        return "more calibration samples, or allow more with --max-drop or --min-sqnr"
+    if "speed" in failed:
+        return "this model gains nothing here from integers; deploy the float model"
+    return "the report in the output folder has every number"

@@ -1,0 +1,101 @@
+"""From the user's model to the prepared float graph: loaded, upgraded where needed, folded and fused."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import onnx_ir as oir
+
+from qcompile.backends import ort
+from qcompile.data.inputs import InputSpec, input_specs
+from qcompile.ir.errors import TargetError
+from qcompile.ir.graph import default_opset
+from qcompile.ir.load import Loaded, load_model
+from qcompile.ir.manager import CompileState, PassManager, PassRecord
+from qcompile.ir.notes import Note
+from qcompile.ir.target import Target
+from qcompile.ir.upgrade import upgrade_opset
+from qcompile.options import Options
+from qcompile.passes.prepare import prepare_passes
+from qcompile.passes.quantizable import Site, classify
+
+__all__ = ["Prepared", "prepare"]
+
+FUSED_OPSET = 17
+"""Opset that the canonical forms need (LayerNormalization); reached where every node can follow."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A float model that calibration, planning and lowering work on.
+
+    Attributes:
+        loaded: the user's model as it was read.
+        model: the prepared graph.
+        inputs: what a caller must feed.
+        target: the capability table.
+        sites: nodes that the target has a word on.
+        records: log of the PREPARE passes.
+        notes: what loading and upgrading did or left alone.
+    """
+
+    loaded: Loaded
+    model: oir.Model
+    inputs: tuple[InputSpec, ...]
+    target: Target
+    sites: tuple[Site, ...]
+    records: tuple[PassRecord, ...]
+    notes: tuple[Note, ...]
+
+
+def prepare(source: Any, target: Target, options: Options) -> Prepared:
+    """Load and prepare a model for a target.
+
+    Raises:
+        ModelError: the model cannot be read or is newer than the runtime.
+        TargetError: the options pin an opset that the target's form cannot have.
+    """
+    loaded = load_model(
+        source, runtime_opset_limit=ort.max_opset(), runtime_ir_limit=ort.max_ir_version()
+    )
+    model = loaded.model.clone()
+    inputs = input_specs(model)
+    model, notes = _upgraded(model, target, options)
+    state = CompileState(model, target)
+    manager = PassManager(prepare_passes(), frozenset(options.disable))
+    manager.run(state)
+    notes += state.notes
+    return Prepared(
+        loaded,
+        state.model,
+        inputs,
+        target,
+        tuple(classify(state)),
+        tuple(manager.records),
+        (*loaded.notes, *notes),
+    )
+
+
+def _upgraded(model: oir.Model, target: Target, options: Options) -> tuple[oir.Model, list[Note]]:
+    """The model at the pinned opset, else at the one that the fused forms need, as far as it goes."""
+    have = default_opset(model)
+    needed = target.per_channel_opset
+    if options.opset is not None:
+        if options.opset < have or options.opset > ort.max_opset():
+            raise TargetError(
+                f"--opset {options.opset} cannot be had: the model has opset {have} and the installed "
+                f"ONNX Runtime reads up to {ort.max_opset()}; models are upgraded only"
+            )
+        if options.opset < needed:
+            raise TargetError(
+                f"--opset {options.opset}: {target.name} needs at least {needed} "
+                "(weights with a scale per channel)"
+            )
+        wanted = options.opset
+    else:
+        wanted = max(have, min(FUSED_OPSET, ort.max_opset()))
+    if wanted <= have:
+        return model, []
+    upgraded, notes = upgrade_opset(model, wanted)
+    return upgraded, list(notes)

@@ -1,0 +1,127 @@
+"""What happened, as data: report.json, and the text that a run ends with."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from qcompile.ir.manager import PassRecord
+from qcompile.ir.notes import Note
+from qcompile.ir.plan import FLOAT
+from qcompile.verdict import to_jsonable
+
+__all__ = ["REPORT_VERSION", "CompileReport", "notes_as_data", "passes_as_data"]
+
+REPORT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class CompileReport:
+    """Everything about one compile.
+
+    Attributes:
+        data: JSON-serializable; the schema is ``report.schema.json`` beside this file.
+    """
+
+    data: Mapping[str, Any]
+
+    @property
+    def verdict(self) -> str:
+        """One of "delivered", "not delivered", "not measured", "inconclusive"."""
+        return str(self.data["verdict"])
+
+    @property
+    def speedup(self) -> float | None:
+        """Float latency / artifact latency; None where not measured."""
+        found = self.data["gate"]["speedup"]
+        return None if found is None else float(found)
+
+    @property
+    def sqnr_db(self) -> float | None:
+        """Least SQNR of all float outputs on held-back samples, in dB."""
+        found = self.data["gate"]["sqnr_db"]
+        return None if found is None else float(found)
+
+    @property
+    def layers(self) -> Sequence[Mapping[str, Any]]:
+        """Every layer: origin, op_type, requested and realised precision, reason, costs."""
+        found: Sequence[Mapping[str, Any]] = self.data["layers"]
+        return found
+
+    @property
+    def integer_mac_share(self) -> float | None:
+        """Share of the MACs of Conv, MatMul, Gemm and LSTM that runs in integers."""
+        found = self.data["integer_mac_share"]
+        return None if found is None else float(found)
+
+    def to_json(self) -> str:
+        """Deterministic text of the data."""
+        return (
+            json.dumps(to_jsonable(self.data), indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+        )
+
+    def headlines(self) -> list[str]:
+        """The last lines of a run: verdict, layers, what to do next."""
+        lines = [str(self.data["headline"]), self._layer_line()]
+        lines += [f"warning: {w}" for w in self.data["warnings"]]
+        if self.data.get("next"):
+            lines.append(f"next: {self.data['next']}")
+        return lines
+
+    def _layer_line(self) -> str:
+        layers = [layer for layer in self.layers if layer["macs"] or layer["compute"]]
+        done = [layer for layer in layers if layer["realised"] != FLOAT]
+        line = f"{len(done)} of {len(layers)} compute layers integer"
+        share = self.integer_mac_share
+        if share is not None:
+            line += f" ({share:.0%} of the multiply-adds)"
+        left = Counter(layer["reason"] for layer in layers if layer["realised"] == FLOAT)
+        reasons = [f"{count} float: {reason}" for reason, count in left.most_common(3)]
+        return "; ".join([line, *reasons])
+
+    def summary(self) -> str:
+        """The text of a run: stages, numbers, what was left alone, headlines."""
+        data = self.data
+        lines = [
+            f"{data['model']['name']} -> {data['target']['name']} on {data['target']['device']}"
+        ]
+        lines.append(f"  calibrated on {data['calibration']['description']}")
+        for text in data["calibration"]["findings"]:
+            lines.append(f"    {text}")
+        changed = [f"{p['name']} {p['changed']}" for p in data["passes"] if p["changed"]]
+        lines.append(f"  passes: {', '.join(changed) or 'nothing to do'}")
+        lines.append(f"  plan: {data['plan']['how']}")
+        for row in data["plan"]["candidates"]:
+            lines.append(f"    {row['text']}")
+        for output in data["gate"]["outputs"]:
+            if output["sqnr_db"] is not None:
+                lines.append(
+                    f"  output {output['name']}: SQNR {output['sqnr_db']:.1f} dB, "
+                    f"worst sample {output['worst_sqnr_db']:.1f} dB ({output['worst_sample']})"
+                )
+        stages = ", ".join(f"{s['name']} {s['seconds']:.1f} s" for s in data["stages"])
+        lines.append(f"  time: {stages}; {sum(s['seconds'] for s in data['stages']):.1f} s in all")
+        if data["output"]:
+            lines.append(f"  wrote {data['output']}/")
+        return "\n".join([*lines, *self.headlines()])
+
+
+def notes_as_data(notes: Sequence[Note]) -> list[dict[str, Any]]:
+    """Notes as JSON has them."""
+    return [{"where": n.where, "text": n.text, "changed": n.changed} for n in notes]
+
+
+def passes_as_data(records: Sequence[PassRecord]) -> list[dict[str, Any]]:
+    """The pass log as JSON has it; seconds to the millisecond."""
+    return [
+        {
+            "name": r.name,
+            "changed": r.changed,
+            "seconds": round(r.seconds, 3),
+            "notes": notes_as_data(r.notes),
+        }
+        for r in records
+    ]

@@ -1,0 +1,91 @@
+"""What a compile returns to Python: verdict, report, artifact, and a session on it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from qcompile.artifact import MODEL, Artifact, open_artifact
+from qcompile.backends.ort import Session, open_session
+from qcompile.ir.errors import OutputError, QCompileError
+from qcompile.report import CompileReport
+
+__all__ = ["CompileResult", "NotDeliveredError", "load"]
+
+
+class NotDeliveredError(QCompileError):
+    """The gate was not met; the text has the numbers."""
+
+    exit_code = 3
+
+
+@dataclass(frozen=True)
+class CompileResult:
+    """The outcome of one compile.
+
+    Attributes:
+        report: everything about it.
+        path: the artifact folder.
+        exit_code: as the command line returns it.
+        up_to_date: nothing was done, since the artifact was there already.
+        keep: holds a temporary folder open for as long as the result lives.
+    """
+
+    report: CompileReport
+    path: Path
+    exit_code: int
+    up_to_date: bool = False
+    keep: object = field(default=None, repr=False, compare=False)
+
+    @property
+    def verdict(self) -> str:
+        """One of "delivered", "not delivered", "not measured", "inconclusive"."""
+        return self.report.verdict
+
+    @property
+    def model(self) -> Path:
+        """The lowered model's file."""
+        return self.path / MODEL
+
+    def check(self) -> CompileResult:
+        """Itself, when the exit code is 0.
+
+        Raises:
+            NotDeliveredError: otherwise.
+        """
+        if self.exit_code != 0:
+            raise NotDeliveredError("; ".join(self.headlines()))
+        return self
+
+    def open(self, **options: Any) -> Session:
+        """A session on the artifact (see ``qcompile.backends.ort.open_session`` for options).
+
+        Raises:
+            OutputError: nothing was delivered.
+        """
+        if not self.model.is_file():
+            raise OutputError(f"nothing was delivered: {self.headlines()[0]}")
+        return open_session(self.model, **options)
+
+    def headlines(self) -> list[str]:
+        """The last lines of a run."""
+        return (["up to date"] if self.up_to_date else []) + self.report.headlines()
+
+    def summary(self) -> str:
+        """The text of a run."""
+        return "\n".join(self.headlines()) if self.up_to_date else self.report.summary()
+
+
+def load(path: str | Path) -> CompileResult:
+    """An artifact compiled before.
+
+    Raises:
+        OutputError: no such artifact, or its files were changed.
+    """
+    artifact: Artifact = open_artifact(Path(path))
+    wrong = artifact.damaged()
+    if wrong:
+        raise OutputError(f"'{path}': {'; '.join(wrong)}; compile again")
+    report = CompileReport(artifact.report)
+    return CompileResult(report, artifact.path, int(report.data["exit_code"]))

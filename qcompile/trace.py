@@ -1,0 +1,56 @@
+"""Concrete shapes of tensors for one feed, read inside the graph so that no tensor crosses over."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import onnx_ir as oir
+
+from qcompile.backends.ort import open_session
+from qcompile.data.inputs import Feed
+from qcompile.ir.graph import fresh_name
+from qcompile.ir.macs import macs
+from qcompile.ir.save import save_model
+
+__all__ = ["mac_counts", "shapes_seen"]
+
+
+def shapes_seen(
+    model: oir.Model, tensors: Sequence[str], feed: Feed, work: Path, custom_ops: Path | None = None
+) -> dict[str, tuple[int, ...]]:
+    """Tensor name -> shape when ``model`` (left as it is) runs on ``feed``."""
+    probed = model.clone()
+    wanted = set(tensors)
+    values = {v.name: v for n in probed.graph for v in n.outputs if v.name in wanted} | {
+        v.name: v for v in probed.graph.inputs if v.name in wanted
+    }
+    names: dict[str, str] = {}
+    for name, value in values.items():
+        if name is None:
+            continue
+        node = oir.node("Shape", [value], name=fresh_name(probed.graph, f"{name}/shape"))
+        out = node.outputs[0]
+        out.name = fresh_name(probed.graph, f"{name}_shape_seen")
+        out.type = oir.TensorType(oir.DataType.INT64)
+        probed.graph.append(node)
+        probed.graph.outputs.append(out)
+        names[out.name] = name
+    path = work / "shapes.onnx"
+    save_model(probed, path)
+    found = open_session(path, custom_ops=custom_ops).run(feed, list(names))
+    return {names[k]: tuple(int(d) for d in v) for k, v in found.items()}
+
+
+def mac_counts(
+    model: oir.Model, feed: Feed, work: Path, custom_ops: Path | None = None
+) -> dict[oir.Node, int]:
+    """MACs of every node of the main graph that has any, for the shapes of ``feed``."""
+    having = [n for n in model.graph if macs(n) != 0]
+    known = {
+        v.name: t.numpy().shape for v in model.graph.initializers.values() if (t := v.const_value)
+    }
+    tensors = [v.name for n in having for v in (*n.inputs, *n.outputs) if v is not None and v.name]
+    seen = shapes_seen(model, tensors, feed, work, custom_ops)
+    shapes = {k: s for k, s in known.items() if k} | seen
+    return {n: macs(n, shapes) or 0 for n in having}

@@ -1,0 +1,164 @@
+"""Writes the artifact folder: models, plan, ranges, lock, report, deploy/ and the manifest."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qcompile.artifact import LOCK, MODEL, PORTABLE, file_sha256, write_manifest
+from qcompile.backends.ort import open_session
+from qcompile.data.images import save_preview
+from qcompile.data.inputs import Feed
+from qcompile.environment import describe_machine, describe_versions
+from qcompile.ir.save import save_model
+from qcompile.job import Job
+from qcompile.layers import describe_layers
+from qcompile.lock import Lock
+from qcompile.outcome import settle
+from qcompile.planner.search import Found
+from qcompile.ranges import Ranges
+from qcompile.report import REPORT_VERSION, CompileReport, notes_as_data, passes_as_data
+from qcompile.reuse import byte_inputs
+from qcompile.verdict import DELIVERED, INCONCLUSIVE, NOT_MEASURED, GateResult, to_jsonable
+
+__all__ = ["write_artifact"]
+
+SAMPLES = 4
+"""Stored samples in deploy/."""
+
+
+def write_artifact(
+    folder: Path,
+    job: Job,
+    ranges: Ranges,
+    found: Found,
+    gate: GateResult,
+    key: Mapping[str, Any],
+    seconds: Mapping[str, float],
+    output: Path,
+) -> tuple[CompileReport, int]:
+    """Fill ``folder``; returns the report and the exit code.
+
+    A model that was not delivered is kept as ``rejected/model.onnx``, for diagnosis, never as the
+    artifact itself.
+    """
+    build = found.chosen.build
+    layers, share = describe_layers(job, build)
+    outcome = settle(gate, job, layers)
+    handed_over = outcome.verdict in (DELIVERED, INCONCLUSIVE, NOT_MEASURED)
+    place = folder if handed_over else folder / "rejected"
+    place.mkdir(exist_ok=True)
+    save_model(build.lowered, place / MODEL)
+    save_model(build.portable, place / PORTABLE)
+    hashes = {name: file_sha256(place / name) for name in (MODEL, PORTABLE)}
+    (folder / "plan.json").write_text(build.plan.to_json(), encoding="utf-8", newline="\n")
+    if ranges.calibration is not None:
+        ranges.calibration.save(folder / "ranges.npz")
+    if found.costs is not None:
+        (folder / "costs.json").write_text(found.costs.to_json(), encoding="utf-8", newline="\n")
+    lock = Lock(byte_inputs(dict(key)), ranges.chosen, build.plan, hashes)
+    (folder / LOCK).write_text(lock.to_json(), encoding="utf-8", newline="\n")
+    if handed_over:
+        _write_deploy(folder / "deploy", place / MODEL, list(job.data.held)[:SAMPLES])
+    _write_preview(folder, job)
+    data = {
+        "version": REPORT_VERSION,
+        "verdict": outcome.verdict,
+        "exit_code": outcome.exit_code,
+        "headline": outcome.headline,
+        "warnings": list(outcome.warnings),
+        "next": f"python {output / 'deploy' / 'run.py'}" if handed_over else outcome.advice,
+        "output": str(output),
+        "model": _model(job),
+        "target": {"name": job.prepared.target.name, "device": job.prepared.target.device}
+        | {"notes": list(job.prepared.target.notes)},
+        "inputs": dict(key),
+        "hashes": hashes,
+        "calibration": {
+            "description": ranges.description,
+            "random": job.data.random,
+            "findings": [*job.data.findings, *ranges.findings],
+        },
+        "plan": {
+            "how": found.how,
+            "candidates": [
+                {"name": c.name, "text": c.text(), "ms": c.ms, "speedup": c.speedup}
+                | {"sqnr_db": c.sqnr_db, "refused": c.refused, "chosen": c is found.chosen}
+                for c in found.candidates
+            ],
+        },
+        "layers": layers,
+        "integer_mac_share": share,
+        "gate": gate.to_dict(),
+        "passes": passes_as_data((*job.prepared.records, *build.records)),
+        "notes": notes_as_data((*job.prepared.notes, *build.notes)),
+        "stages": [{"name": k, "seconds": round(v, 3)} for k, v in seconds.items()],
+        "machine": describe_machine(),
+        "versions": describe_versions(),
+        "seed": job.options.seed,
+    }
+    report = CompileReport(to_jsonable(data))
+    (folder / "report.json").write_text(report.to_json(), encoding="utf-8", newline="\n")
+    write_manifest(
+        folder,
+        {
+            "qcompile": describe_versions().get("qcompile", ""),
+            "verdict": outcome.verdict,
+            "target": job.prepared.target.name,
+            "inputs": dict(key),
+            "machine": describe_machine(),
+            "seed": job.options.seed,
+        },
+    )
+    return report, outcome.exit_code
+
+
+def _model(job: Job) -> dict[str, Any]:
+    loaded = job.prepared.loaded
+    return {
+        "name": job.float_path.name,
+        "sha256": loaded.sha256,
+        "ir_version": loaded.model.ir_version,
+        "opset": loaded.model.opset_imports.get("", 0),
+        "inputs": [str(spec) for spec in job.prepared.inputs],
+        "nodes": sum(1 for _ in loaded.model.graph),
+    }
+
+
+def _write_deploy(folder: Path, model: Path, feeds: Sequence[Feed]) -> None:
+    """What someone without qcompile needs: a script, and samples with the outputs to expect."""
+    folder.mkdir()
+    for source in sorted((Path(__file__).parent / "deploy").iterdir()):
+        if source.suffix in (".py", ".cc", ".md"):
+            shutil.copyfile(source, folder / source.name)
+    session = open_session(model)
+    _save_samples(folder / "sample_in.npz", feeds)
+    _save_samples(folder / "sample_out.npz", [session.run(feed) for feed in feeds])
+
+
+def _save_samples(path: Path, feeds: Sequence[Mapping[str, Any]]) -> None:
+    """Arrays as ``sample_tensor`` by number, the tensors' names as JSON beside them."""
+    names = list(feeds[0])
+    arrays = {
+        f"{i}_{j}": np.asarray(feed[name])
+        for i, feed in enumerate(feeds)
+        for j, name in enumerate(names)
+    }
+    arrays["names"] = np.frombuffer(json.dumps(names).encode(), np.uint8)
+    arrays["count"] = np.array(len(feeds))
+    with path.open("wb") as file:
+        np.savez(file, allow_pickle=False, **arrays)
+
+
+def _write_preview(folder: Path, job: Job) -> None:
+    if job.options.preprocess is None:
+        return
+    feed = job.data.calibration.load(0)
+    image = next((a for a in feed.values() if a.ndim == 4), None)
+    if image is not None and (image.shape[1] in (1, 3) or image.shape[3] in (1, 3)):
+        save_preview(image, folder / "preview.png")
