@@ -2,43 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence, Sized
-from dataclasses import dataclass
+import math
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as oir
+import psutil
 
+from qcompile.backends.ort import Session, open_session
+from qcompile.calibration import SETTLES_FROM, Calibration, Convergence, converge
+from qcompile.calibrators.choose import check_method
 from qcompile.calibrators.store import TensorStore
-from qcompile.ir.affine import TensorRange
-from qcompile.ir.errors import CalibrationError
+from qcompile.ir.errors import BudgetError, CalibrationError, ModelError
+from qcompile.ir.save import save_model
 from qcompile.ir.spec import QuantSpec
-from qcompile.passes.observe_tensors import observe_tensors
+from qcompile.passes.observe_tensors import STARTS, STRIDES, observable, observe_tensors
 
-__all__ = ["Calibration", "Feed", "calibrate"]
+__all__ = ["Calibration", "Convergence", "Feed", "calibrate"]
 
 Feed = dict[str, npt.NDArray[Any]]
 
 UINT8 = QuantSpec("uint8", symmetric=False)
 
+SAMPLE = 8192
+"""Values of each tensor that cross into Python for each feed, about."""
 
-@dataclass
-class Calibration:
-    """What a run over data learned.
+_HELD_EVERY = 4
+_HELD_FROM = 8
+"""Every fourth feed judges the estimators instead of fitting them, if there are eight or more."""
 
-    Attributes:
-        stores: tensor name -> its statistics.
-        samples: how many feeds were seen.
-    """
-
-    stores: dict[str, TensorStore]
-    samples: int
-
-    def ranges(self, method: str | None = None) -> dict[str, TensorRange]:
-        """The range of every tensor by an estimator (default: the one asked of ``calibrate``)."""
-        return {name: store.limits() for name, store in self.stores.items()}
+_INSIDE = 64 * 2**20
+"""Models above this go to ONNX Runtime as a file with a side file, which it maps instead of copying."""
 
 
 def calibrate(
@@ -53,52 +51,241 @@ def calibrate(
     seed: int = 0,
     progress: Callable[[int, int | None], None] | None = None,
     custom_ops: Path | None = None,
+    nonfinite: Literal["error", "skip"] = "error",
+    model_sha256: str = "",
+    data_sha256: str = "",
 ) -> Calibration:
     """Observe ``tensors`` of ``model`` (left as it is) over ``feeds``, which are read once.
 
+    Memory does not grow with the number of feeds. With method "minmax" only minima and maxima are
+    observed; with any other, whatever estimator can be asked of the result.
+
+    Args:
+        model: as it will be quantized, after the PREPARE passes.
+        tensors: names of float tensors of its main graph.
+        feeds: each with every input of the model; shapes may vary.
+        spec: what ranges are chosen for.
+        method: see ``calibrators.choose.METHODS``.
+        threads: inside operators; 0 is ONNX Runtime's choice.
+        memory_limit: bytes that the process may hold.
+        seed: of where in a tensor samples start.
+        progress: called with the feeds done and their number, if known.
+        custom_ops: library with custom operators.
+        nonfinite: what becomes of a tensor that holds NaN or infinity though no input does (an
+            attention mask of -inf): an error, or no range for it.
+        model_sha256: recorded, and compared when the result is loaded again.
+        data_sha256: the same.
+
     Raises:
-        CalibrationError: no feed, or NaN or infinity in one or in a tensor; names sample and tensor.
+        CalibrationError: no feed, one that does not fit, or NaN or infinity; names sample and tensor.
+        BudgetError: the memory limit cannot be kept.
+        OptionError: no such method.
     """
-    import onnxruntime as ort
-
-    instrumented = model.clone()
-    probes = observe_tensors(instrumented, tensors, sample=False)
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.enable_mem_pattern = False
-    options.enable_cpu_mem_arena = False
-    options.log_severity_level = 3
-    if custom_ops is not None:
-        options.register_custom_ops_library(str(custom_ops))
-    session = ort.InferenceSession(
-        oir.to_proto(instrumented).SerializeToString(), options, providers=["CPUExecutionProvider"]
+    check_method(method)
+    wanted = set(tensors)
+    # In the graph's order, so that of several tensors with NaN the first to have it is named.
+    ordered = [name for name in observable(model) if name in wanted]
+    ordered += sorted(wanted.difference(ordered))
+    result = Calibration(
+        fit={name: TensorStore() for name in ordered},
+        held={name: TensorStore() for name in ordered},
+        samples=0,
+        spec=spec,
+        method=method,
+        sampled=method != "minmax",
+        model_sha256=model_sha256,
+        data_sha256=data_sha256,
     )
-    inputs = [i.name for i in session.get_inputs()]
-    names = [n for p in probes for n in (p.low, p.high, p.total)]
+    names = getattr(feeds, "names", None)
     total = len(feeds) if isinstance(feeds, Sized) else None
-    stores = {name: TensorStore() for name in tensors}
-    count = 0
-    for feed in feeds:
-        _check(feed, count)
-        values = iter(session.run(names, {k: feed[k] for k in inputs}))
-        for probe in probes:
-            low, high, summed = float(next(values)), float(next(values)), float(next(values))
-            if np.isnan(summed) or not (np.isfinite(low) and np.isfinite(high)):
+    earlier: dict[int, dict[str, TensorStore]] = {}
+    with tempfile.TemporaryDirectory(prefix="qcompile-") as folder:
+        run = _Run(model, ordered, result.sampled, seed)
+        run.open(Path(folder), threads, custom_ops)
+        for index, feed in enumerate(feeds):
+            where = f"sample {index}" + (f" ({names[index]})" if names else "")
+            run.check(feed, where)
+            side = result.held if index % _HELD_EVERY == _HELD_EVERY - 1 else result.fit
+            bad = run.observe(feed, index, where, side)
+            for name in bad:
+                if nonfinite == "error":
+                    raise CalibrationError(
+                        f"{where}: tensor '{name}' holds NaN or infinity, so it has no range; remove "
+                        "the sample, or keep the layers around the tensor in float"
+                    )
+                result.unusable.setdefault(name, f"{where} makes it NaN or infinite")
+            if memory_limit is not None:
+                _keep_within(memory_limit, len(ordered))
+            result.samples = index + 1
+            if _checkpoint(result.samples):
+                # Two or three suffice to compare with the end; older ones would only cost memory.
+                earlier = {n: s for n, s in earlier.items() if 3 * n >= result.samples}
+                earlier[result.samples] = _merged(result.fit, result.held)
+            if progress is not None:
+                progress(result.samples, total)
+    if result.samples == 0:
+        raise CalibrationError("the calibration data are empty; give at least one sample")
+    _finish(result, earlier)
+    return result
+
+
+def _finish(result: Calibration, earlier: dict[int, dict[str, TensorStore]]) -> None:
+    for name in result.unusable:
+        del result.fit[name], result.held[name]
+    if result.samples < _HELD_FROM:
+        result.fit, result.held = _merged(result.fit, result.held), {}
+        return
+    earlier.pop(result.samples, None)
+    if result.samples < SETTLES_FROM:
+        return
+    result.convergence = converge(result, earlier)
+
+
+def _merged(fit: dict[str, TensorStore], held: dict[str, TensorStore]) -> dict[str, TensorStore]:
+    both = {name: store.copy() for name, store in fit.items()}
+    for name, store in held.items():
+        both[name].merge(store)
+    return both
+
+
+def _checkpoint(samples: int) -> bool:
+    """Whether to remember the statistics: at 8, 12, 16, 24, 32, ... samples."""
+    power = 1 << (samples.bit_length() - 1)
+    return samples >= 8 and samples in (power, power + power // 2)
+
+
+def _keep_within(limit: int, tensors: int) -> None:
+    held = psutil.Process().memory_info().rss
+    if held > limit:
+        raise BudgetError(
+            f"calibrating {tensors} tensors holds {held / 1e6:.0f} MB, above the limit of "
+            f"{limit / 1e6:.0f} MB; raise --memory-limit, or give smaller samples (batch 1)"
+        )
+
+
+class _Run:
+    """The instrumented model, opened, and how its samples are drawn."""
+
+    def __init__(self, model: oir.Model, tensors: Sequence[str], sampled: bool, seed: int) -> None:
+        self.instrumented = model.clone()
+        self.probes = observe_tensors(self.instrumented, tensors, sample=sampled)
+        self.sampled = sampled
+        self.seed = seed
+        self.strides: npt.NDArray[np.int64] | None = None
+        self.bases: npt.NDArray[np.int64] | None = None
+        self.session: Session
+
+    def open(self, folder: Path, threads: int, custom_ops: Path | None) -> None:
+        """Hand the model to ONNX Runtime; ``folder`` must outlive the session."""
+        weights = sum(t.nbytes for t in _constants(self.instrumented))
+        source: bytes | Path
+        if weights <= _INSIDE:
+            source = oir.to_proto(self.instrumented).SerializeToString()
+        else:
+            source = folder / "model.onnx"
+            save_model(self.instrumented, source, external_above=0)
+        self.session = open_session(
+            source,
+            threads=threads or None,
+            spinning=True,
+            custom_ops=custom_ops,
+            variable_shapes=True,
+            keep_arena=True,
+        )
+        self.inputs = [p.name for p in self.session.inputs if p.name not in (STARTS, STRIDES)]
+        self.takes_steps = len(self.inputs) < len(self.session.inputs)
+        limits = [n for p in self.probes for n in (p.low, p.high, p.total)]
+        self.outputs = limits + [n for p in self.probes for n in (p.size, p.sample) if n]
+
+    def check(self, feed: Feed, where: str) -> None:
+        """Make sure that a feed has every input and no NaN or infinity.
+
+        Raises:
+            CalibrationError: it does not.
+        """
+        for name in self.inputs:
+            if name not in feed:
                 raise CalibrationError(
-                    f"sample {count}: tensor '{probe.tensor}' holds NaN or infinity"
+                    f"{where} has no input '{name}'; it has {', '.join(feed) or 'none'}"
                 )
-            stores[probe.tensor].update(low, high)
-        count += 1
-        if progress is not None:
-            progress(count, total)
-    if count == 0:
-        raise CalibrationError("the calibration data are empty: give at least one sample")
-    return Calibration(stores, count)
+            array = feed[name]
+            if array.dtype.kind == "f" and not np.isfinite(array).all():
+                raise CalibrationError(
+                    f"{where}: input '{name}' holds NaN or infinity; remove or repair the sample"
+                )
+
+    def observe(
+        self, feed: Feed, index: int, where: str, stores: dict[str, TensorStore]
+    ) -> list[str]:
+        """Run one feed into ``stores``; returns the tensors that held NaN or infinity."""
+        inputs: Feed = {name: feed[name] for name in self.inputs}
+        if self.sampled and self.strides is None:
+            self._plan(inputs, where)
+        starts = np.zeros(len(self.probes), np.int64)
+        if self.strides is not None:
+            # Another place in every feed, so that in time each element is drawn.
+            starts = np.random.default_rng([self.seed, index]).integers(0, self.strides)
+        values = self._run(inputs, starts, where)
+        bad: list[str] = []
+        for i, probe in enumerate(self.probes):
+            low, high = float(values[probe.low]), float(values[probe.high])
+            if math.isnan(float(values[probe.total])) or math.isinf(low) or math.isinf(high):
+                if low > high:
+                    continue  # an empty tensor: minimum +inf, maximum -inf
+                bad.append(probe.tensor)
+            elif probe.sample:
+                self._store(stores[probe.tensor], i, values, starts)
+            else:
+                stores[probe.tensor].update(low, high, 0)
+        return bad
+
+    def _store(
+        self,
+        store: TensorStore,
+        i: int,
+        values: dict[str, Any],
+        starts: npt.NDArray[np.int64],
+    ) -> None:
+        if self.strides is None or self.bases is None:
+            raise RuntimeError("strides are planned before samples are drawn")
+        probe = self.probes[i]
+        sample, elements = values[probe.sample], int(values[probe.size])
+        stride = int(self.strides[i])
+        if not self.takes_steps:
+            sample = sample[starts[i] :: stride]
+        weight = stride // int(self.bases[i])
+        store.update(float(values[probe.low]), float(values[probe.high]), elements, sample, weight)
+        if len(sample) > 4 * SAMPLE:
+            # Much larger feeds than the first: draw less, and let each draw count for more.
+            self.strides[i] = int(self.bases[i]) * weight * (2 * (len(sample) // (2 * SAMPLE)) + 1)
+
+    def _plan(self, inputs: Feed, where: str) -> None:
+        """Choose strides from the sizes of one feed; coprime to the size, a stride meets all channels."""
+        count = len(self.probes)
+        self.strides = np.full(count, 2**40, np.int64)
+        sizes = self._run(inputs, np.zeros(count, np.int64), where)
+        self.bases = np.array([_stride(int(sizes[p.size])) for p in self.probes], np.int64)
+        self.strides = self.bases.copy()
+
+    def _run(self, inputs: Feed, starts: npt.NDArray[np.int64], where: str) -> dict[str, Any]:
+        if self.takes_steps and self.strides is not None:
+            inputs = {**inputs, STARTS: starts, STRIDES: self.strides}
+        try:
+            return self.session.run(inputs, self.outputs)
+        except ModelError as e:
+            raise CalibrationError(f"{where} does not run: {e}") from e
 
 
-def _check(feed: Feed, index: int) -> None:
-    for name, array in feed.items():
-        if array.dtype.kind == "f" and not np.isfinite(array).all():
-            raise CalibrationError(
-                f"sample {index}: input '{name}' holds NaN or infinity; remove or repair the sample"
-            )
+def _stride(size: int) -> int:
+    """The least stride that draws about SAMPLE of ``size`` elements and shares no factor with it."""
+    stride = max(1, round(size / SAMPLE))
+    while stride > 1 and math.gcd(stride, size) > 1:
+        stride += 1
+    return stride
+
+
+def _constants(model: oir.Model) -> Iterator[oir.TensorProtocol]:
+    for graph in model.graphs():
+        for value in graph.initializers.values():
+            if value.const_value is not None:
+                yield value.const_value
