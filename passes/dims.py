@@ -23,82 +23,29 @@ Dim = int | str
 Dims = tuple[Dim, ...]
 MAX_ELEMENTS = 64
 
+# fmt: off
 SAME_SHAPE = frozenset(
-    [
-        "Abs",
-        "BatchNormalization",
-        "Cast",
-        "Ceil",
-        "Clip",
-        "Cos",
-        "Dropout",
-        "Elu",
-        "Erf",
-        "Exp",
-        "Floor",
-        "Gelu",
-        "HardSigmoid",
-        "HardSwish",
-        "Identity",
-        "LayerNormalization",
-        "LeakyRelu",
-        "Log",
-        "LogSoftmax",
-        "Mish",
-        "Neg",
-        "Not",
-        "PRelu",
-        "QuickGelu",
-        "FastGelu",
-        "RMSNormalization",
-        "Reciprocal",
-        "Relu",
-        "Round",
-        "Selu",
-        "Sigmoid",
-        "Sign",
-        "Sin",
-        "Softmax",
-        "Softplus",
-        "Sqrt",
-        "Tanh",
-        "Trilu",
-        "InstanceNormalization",
-        "GroupNormalization",
-        "CumSum",
-    ]
+    {
+        "Abs", "BatchNormalization", "Cast", "Ceil", "Clip", "Cos", "CumSum", "Dropout", "Elu", "Erf",
+        "Exp", "FastGelu", "Floor", "Gelu", "GroupNormalization", "HardSigmoid", "HardSwish",
+        "Identity", "InstanceNormalization", "LayerNormalization", "LeakyRelu", "Log", "LogSoftmax",
+        "Mish", "Neg", "Not", "PRelu", "QuickGelu", "RMSNormalization", "Reciprocal", "Relu", "Round",
+        "Selu", "Sigmoid", "Sign", "Sin", "Softmax", "Softplus", "Sqrt", "Tanh", "Trilu"
+    }
 )
 BROADCAST = frozenset(
-    [
-        "Add",
-        "Sub",
-        "Mul",
-        "Div",
-        "Pow",
-        "Max",
-        "Min",
-        "Equal",
-        "Less",
-        "Greater",
-        "LessOrEqual",
-        "GreaterOrEqual",
-        "And",
-        "Or",
-        "Where",
-        "Mod",
-    ]
+    {
+        "Add", "And", "Div", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Max", "Min",
+        "Mod", "Mul", "Or", "Pow", "Sub", "Where"
+    }
 )
 POOLS = frozenset(
-    [
-        "Conv",
-        "ConvTranspose",
-        "MaxPool",
-        "AveragePool",
-        "LpPool",
-        "GlobalAveragePool",
-        "GlobalMaxPool",
-    ]
+    {
+        "AveragePool", "Conv", "ConvTranspose", "GlobalAveragePool", "GlobalMaxPool", "LpPool",
+        "MaxPool"
+    }
 )
+# fmt: on
 
 
 class Tracker:

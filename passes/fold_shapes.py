@@ -126,12 +126,21 @@ def _known(graph: oir.Graph, tracker: Tracker, node: oir.Node) -> str | None:
 
 
 def _write_shapes(graph: oir.Graph, tracker: Tracker) -> None:
-    """Add ranks, fixed dimensions and equal symbols to the tensors that lack them."""
+    """Add ranks and fixed dimensions to the tensors that lack them.
+
+    Equal symbols stay out of the model: ONNX Runtime would take them as leave to fuse Add and
+    LayerNormalization into SkipLayerNormalization, whose CPU kernel is seven times slower.
+    """
     outputs = set(graph.outputs)
     for node in graph:
         for value in node.outputs:
             dims = tracker.dims(value)
             if dims is None or value in outputs:
                 continue
-            if value.shape is None or len(value.shape) == len(dims):
-                value.shape = oir.Shape(dims)
+            stated = value.shape
+            if stated is None:
+                value.shape = oir.Shape([d if isinstance(d, int) else None for d in dims])
+            elif len(stated) == len(dims) and not stated.frozen:
+                for i, d in enumerate(dims):
+                    if isinstance(d, int) and not isinstance(stated[i], int):
+                        stated[i] = d
