@@ -113,7 +113,12 @@ def figures(gate: Mapping[str, Any], seconds: float) -> list[tuple[str, str]]:
         rows.append(("top-1", f"{score['float_score']:.4f} -> {score['artifact_score']:.4f}"))
     if gate.get("speed") and gate["speedup"]:
         before, after = (gate["speed"]["models"][m]["p50_ms"] for m in ("float", "artifact"))
-        rows.append(("speed", f"{before:.3f} -> {after:.3f} ms p50, {gate['speedup']:.2f}x"))
+        rows.append(
+            (
+                "speed",
+                f"{before:.3f} -> {after:.3f} ms p50 for {BATCH} images, {gate['speedup']:.2f}x",
+            )
+        )
     if gate.get("float_bytes") and gate.get("artifact_bytes"):
         before, after = gate["float_bytes"], gate["artifact_bytes"]
         rows.append(("size", f"{before:,} -> {after:,} bytes, {before / after:.1f}x smaller"))
