@@ -214,9 +214,7 @@ def open_session(
     else:
         source = str(model)
         if not Path(model).is_file():
-            raise ModelError(
-                f"model '{model}' does not exist or is no file; give the path of an .onnx file"
-            )
+            raise ModelError(f"model '{model}' is no file; give the path of an .onnx file")
     try:
         raw = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     except Exception as e:

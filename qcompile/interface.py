@@ -9,7 +9,7 @@ import numpy as np
 
 from qcompile.backends.ort import Port
 
-__all__ = ["at_batch", "interface_faults"]
+__all__ = ["at_batch", "interface_faults", "is_repeated", "shape_extremes"]
 
 Feed = Mapping[str, Any]
 
@@ -70,3 +70,26 @@ def at_batch(feed: Feed, inputs: Sequence[Port], size: int) -> Feed | None:
                 array = np.take(array, np.arange(size) % max(1, array.shape[axis]), axis)
         batched[name] = array
     return batched
+
+
+def is_repeated(one: Any, many: Any) -> bool:
+    """Whether ``many`` is ``one`` repeated along one axis, as a model that keeps rows apart gives."""
+    a, b = np.asarray(one), np.asarray(many)
+    if a.dtype.kind != "f" or b.dtype.kind != "f" or a.ndim != b.ndim or not a.size:
+        return False
+    repeats = [y / x for x, y in zip(a.shape, b.shape, strict=True)]
+    if any(r != int(r) for r in repeats):
+        return False
+    tolerance = 1e-3 * float(np.nanmax(np.abs(a), initial=0.0))
+    return np.allclose(
+        np.tile(a, [int(r) for r in repeats]), b, rtol=1e-3, atol=tolerance, equal_nan=True
+    )
+
+
+def shape_extremes(feeds: Sequence[Feed]) -> list[Feed]:
+    """The first feed, and the one with the fewest and the most elements where these differ."""
+    sizes = [sum(int(np.size(v)) for v in feed.values()) for feed in feeds]
+    picked = dict.fromkeys((0, sizes.index(min(sizes)), sizes.index(max(sizes))))
+    if min(sizes) == max(sizes):
+        picked = {0: None}
+    return [feeds[i] for i in picked]

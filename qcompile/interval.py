@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -38,8 +39,8 @@ def median_interval(values: Sequence[float], confidence: float = 0.95) -> Interv
 
     The true median lies between the k-th smallest and the k-th largest value with probability
     1 - 2 P(Binomial(n, 1/2) < k); the largest such k is taken (David and Nagaraja, Order
-    Statistics, 2003, section 7.1). Below six values no pair of them reaches 95 %: the interval is
-    then open, 0 to infinity, so that nothing is decided on it.
+    Statistics, 2003, section 7.1). Below six values no pair of them reaches 95 %: then Student's
+    t interval of the logarithms is taken (values must be positive), open (0 to infinity) for one.
 
     >>> median_interval([1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0])
     Interval(value=4.5, low=1.0, high=8.0, count=8)
@@ -61,5 +62,19 @@ def median_interval(values: Sequence[float], confidence: float = 0.95) -> Interv
         term = term * (n - k) // (k + 1)
         k += 1
     if k == 0:
-        return Interval(middle, 0.0, math.inf, n)
+        return _student(middle, ordered)
     return Interval(middle, ordered[k - 1], ordered[n - k], n)
+
+
+_T95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
+"""Count of values -> two-sided 95 % quantile of Student's t with one degree of freedom less."""
+
+
+def _student(middle: float, values: Sequence[float]) -> Interval:
+    n = len(values)
+    if n not in _T95 or values[0] <= 0:
+        return Interval(middle, 0.0, math.inf, n)
+    logs = [math.log(v) for v in values]
+    reach = math.exp(_T95[n] * statistics.stdev(logs) / math.sqrt(n))
+    center = math.exp(statistics.fmean(logs))
+    return Interval(middle, min(middle, center / reach), max(middle, center * reach), n)

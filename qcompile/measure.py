@@ -35,7 +35,10 @@ VAGUE = 0.04
 """A ratio that is not even known to +-4 % after half of the budget is disturbed by something."""
 
 TIMED_FEEDS = 8
-"""Feeds used for timing, spread evenly over those given: more add files, not knowledge."""
+"""Feeds of one shape used for timing, spread evenly over those given: more add no knowledge."""
+
+TIMED_SHAPES = 4
+"""Shapes used for timing, where the feeds differ: from the smallest to the largest."""
 
 Feed = Mapping[str, Any]
 Progress = Callable[[float], None]
@@ -66,9 +69,9 @@ class ModelSpeed:
         p50_ms: median.
         p90_ms: 90th percentile.
         p99_ms: 99th percentile.
-        interval_ms: the rounds' medians with a 95 % interval.
+        interval_ms: median of the groups' medians, with a 95 % interval.
         runs: timed runs.
-        speedup: base latency / this latency, median of paired rounds with a 95 % interval; None
+        speedup: base latency / this latency, median of the groups with a 95 % interval; None
             for the base itself.
         load: opening it alone; None where only the latency was asked for.
     """
@@ -91,7 +94,7 @@ class SpeedResult:
         base: name of the base.
         threads: threads inside an operator, None for ONNX Runtime's own choice.
         batch: size of the first axis of the first input.
-        rounds: paired rounds.
+        groups: how many times all sessions were opened anew and timed in turns.
         seconds: time the measurement took.
         spinning: whether idle threads span.
     """
@@ -100,7 +103,7 @@ class SpeedResult:
     base: str
     threads: int | None
     batch: int | None
-    rounds: int
+    groups: int
     seconds: float
     spinning: bool
 
@@ -167,7 +170,8 @@ def measure_many(
 
     Args:
         paths: name -> model; the first is the base of the speedups.
-        feeds: inputs, used in turn; at most eight of them, spread evenly.
+        feeds: inputs; at most eight are used, or four shapes where they differ (the speedup is then
+            the geometric mean over these).
         threads: threads inside an operator; None leaves ONNX Runtime's choice.
         budget_s: time for the interleaved runs; they end earlier when every speedup is known to
             ``half_width``.
@@ -188,8 +192,7 @@ def measure_many(
         raise ModelError("no samples to time with; at least one is needed")
     if not paths:
         raise ValueError("no models to time")
-    step = max(1, -(-len(feeds) // TIMED_FEEDS))
-    chosen = list(feeds)[::step]
+    chosen, together = _chosen(feeds)
     with _stored(chosen) as files:
         common = _options(threads, spinning, custom_ops)
         loads: dict[str, LoadResult] = {}
@@ -200,6 +203,7 @@ def measure_many(
             "kind": "time",
             "models": {name: str(Path(path).resolve()) for name, path in paths.items()},
             "feeds": files,
+            "together": together,
             "half_width": half_width,
             **common,
         }
@@ -217,7 +221,7 @@ def measure_many(
             p50_ms=p50,
             p90_ms=p90,
             p99_ms=p99,
-            interval_ms=median_interval([ns / 1e6 for ns in found["round_ns"][name]]),
+            interval_ms=median_interval([ns / 1e6 for ns in found["group_ns"][name]]),
             runs=found["runs"][name],
             speedup=median_interval(ratios) if ratios else None,
             load=loads.get(name),
@@ -227,10 +231,22 @@ def measure_many(
         base=next(iter(paths)),
         threads=threads,
         batch=_batch(feeds[0]),
-        rounds=found["rounds"],
+        groups=found["groups"],
         seconds=found["seconds"],
         spinning=common["spinning"],
     )
+
+
+def _chosen(feeds: Sequence[Feed]) -> tuple[list[Feed], bool]:
+    """The feeds to time with, and whether they differ in shape (then all count in each group)."""
+    by_shape: dict[tuple[tuple[int, ...], ...], Feed] = {}
+    for feed in feeds:
+        by_shape.setdefault(tuple(np.shape(v) for v in feed.values()), feed)
+    if len(by_shape) == 1:
+        return list(feeds)[:: max(1, -(-len(feeds) // TIMED_FEEDS))], False
+    ordered = sorted(by_shape.values(), key=lambda f: sum(np.size(v) for v in f.values()))
+    count = min(TIMED_SHAPES, len(ordered))
+    return [ordered[round(i * (len(ordered) - 1) / (count - 1))] for i in range(count)], True
 
 
 def _widest(found: Mapping[str, Any]) -> float:

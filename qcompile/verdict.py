@@ -216,23 +216,21 @@ def _headline(result: GateResult) -> str:
     reasons = list(dict.fromkeys(c.text for c in named))
     more = f"; and {len(reasons) - 3} more" if len(reasons) > 3 else ""
     said = {c.name for c in named}
-    parts = [_speed(result), _size(result) if result.speed else ""]
+    parts = [_speed(result, ratio="speed" not in said), _size(result) if result.speed else ""]
     if not said & {"accuracy", "metric"}:
         parts.append(_accuracy(result))
     rest = ", ".join(p for p in parts if p)
     return f"{word}: {'; '.join(reasons[:3])}{more}" + (f" ({rest})" if rest else "")
 
 
-def _speed(result: GateResult) -> str:
+def _speed(result: GateResult, *, ratio: bool = True) -> str:
     if result.speed is None:
         return ""
     before, after = result.speed.models["float"].p50_ms, result.speed.models["artifact"].p50_ms
     threads = result.speed.threads
     how = "default threads" if threads is None else f"{threads} thread{'s' * (threads != 1)}"
-    return (
-        f"{faster(result.speed.speedup('artifact').value)} "
-        f"({_ms(before)} -> {_ms(after)} ms p50, {how}, this CPU)"
-    )
+    figures = f"{_ms(before)} -> {_ms(after)} ms p50, {how}, this CPU"
+    return f"{faster(result.speed.speedup('artifact').value)} ({figures})" if ratio else figures
 
 
 def faster(ratio: float) -> str:

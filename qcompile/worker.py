@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from qcompile.backends.ort import Session, open_session
+from qcompile.backends.ort import Session, open_session, runtime_version
 from qcompile.interval import median_interval
 from qcompile.ir.errors import QCompileError
 
@@ -74,6 +74,7 @@ def _load(job: Mapping[str, Any], emit: Emit) -> dict[str, Any]:
     import psutil
 
     feeds = _feeds(job["feeds"])
+    runtime_version()  # imports the runtime, which is no cost of the model
     process = psutil.Process()
     gc.collect()
     before = process.memory_info().rss
@@ -105,116 +106,153 @@ def _load(job: Mapping[str, Any], emit: Emit) -> dict[str, Any]:
 def _time(job: Mapping[str, Any], emit: Emit) -> dict[str, Any]:
     """Time all models interleaved until every ratio to the first is known closely or time is up."""
     feeds = _feeds(job["feeds"])
-    runs: dict[str, Callable[[int], Any]] = {}
-    for name, path in job["models"].items():
+
+    def open_one(name: str) -> Callable[[int], Any]:
         try:
-            session = _open(job, path)
-            for feed in feeds:
-                session.run(feed)
+            session = _open(job, job["models"][name])
+            session.run(feeds[0])
         except QCompileError as e:
             e.model = name  # type: ignore[attr-defined]
             raise
-        runs[name] = _runner(session, feeds)
+        run = session.raw.run
+        return lambda index: run(None, feeds[index])
+
     gc.collect()
     gc.disable()
     found = interleave(
-        runs,
+        list(job["models"]),
+        open_one,
         feeds=len(feeds),
+        together=job["together"],
         budget_s=job["budget_s"],
         half_width=job["half_width"],
         progress=lambda share: emit({"progress": share, "of": 1.0}),
     )
     # a fast model has 100,000 runs: the parent needs only their percentiles
-    for name, each in found.pop("runs_ns").items():
-        found["latency_ms"] = found.get("latency_ms", {})
-        found["latency_ms"][name] = [float(v) / 1e6 for v in np.percentile(each, (50, 90, 99))]
-        found["runs"] = {**found.get("runs", {}), name: len(each)}
-    return found
-
-
-def _runner(session: Session, feeds: Sequence[dict[str, Any]]) -> Callable[[int], Any]:
-    run = session.raw.run
-    return lambda index: run(None, feeds[index])
+    runs = found.pop("runs_ns")
+    return {
+        **found,
+        "runs": {name: len(each) for name, each in runs.items()},
+        "latency_ms": {
+            name: [float(v) / 1e6 for v in np.percentile(each, (50, 90, 99))]
+            for name, each in runs.items()
+        },
+    }
 
 
 def interleave(
-    runs: Mapping[str, Callable[[int], Any]],
+    names: Sequence[str],
+    open_one: Callable[[str], Callable[[int], Any]],
     *,
     feeds: int,
+    together: bool,
     budget_s: float,
     half_width: float,
     progress: Callable[[float], None],
     clock: Callable[[], int] = time.perf_counter_ns,
 ) -> dict[str, Any]:
-    """Time callables in turns; the first is the base of all ratios.
+    """Time models in turns, in groups of rounds with freshly opened sessions.
 
-    Each round takes one feed and gives every callable one block, in an order that reverses from
-    round to round, so that what one leaves behind (warm caches, a raised clock) favours nobody.
+    Two sessions of one and the same model differ by 1 % (where their memory happens to lie), which
+    no number of runs averages out: so the groups are the replicates that an interval is made of.
+    In a round every model has one block, in an order that reverses from round to round, so that
+    what one leaves behind (warm caches, a raised clock) favours nobody.
 
     Args:
-        runs: name -> callable that runs one inference of the feed with the given index.
+        names: models; the first is the base of all ratios.
+        open_one: name -> a callable that runs one inference of the feed with the given index.
         feeds: how many feeds there are.
-        budget_s: stop after this time, whatever is known by then (never before one round).
+        together: a group takes all feeds (they differ in shape), else one, the next one's turn.
+        budget_s: stop after this time, whatever is known by then; fewer than three groups, which
+            decide nothing, may take four times as long.
         half_width: stop when each ratio is known this closely (0.02 is +-2 %).
-        progress: told the share of the budget used, after each round.
+        progress: told the share of the budget used, after each group.
         clock: nanoseconds.
 
     Returns:
-        per name the nanoseconds of each run and the median of each round; ratios base / other.
+        per name the nanoseconds of each run and the median of each group; ratios base / other.
     """
-    names = list(runs)
     base = names[0]
     begin = clock()
-    estimate = {name: _estimate(runs[name], clock) for name in names}
     all_ns: dict[str, list[int]] = {name: [] for name in names}
     medians: dict[str, list[float]] = {name: [] for name in names}
-    ratios: dict[str, list[float]] = {name: [] for name in names if name != base}
-    rounds = 0
+    ratios: dict[str, list[float]] = {name: [] for name in names[1:]}
+    groups = 0
     while True:
-        feed = rounds % feeds
-        for name in names if rounds % 2 == 0 else reversed(names):
-            run, expected = runs[name], estimate[name]
-            if expected < SLOW_S * 1e9:
-                run(feed)
-            block = []
-            for _ in range(max(1, min(2000, round(BLOCK_S * 1e9 / expected)))):
-                start = clock()
-                run(feed)
-                block.append(clock() - start)
-            all_ns[name].extend(block)
-            medians[name].append(float(np.median(block)))
-        rounds += 1
+        order = list(names) if groups % 2 == 0 else list(reversed(names))
+        start = clock()
+        runs = {name: open_one(name) for name in order}
+        opened = clock() - start
+        taken = list(range(feeds)) if together else [groups % feeds]
+        logs: dict[str, list[float]] = {name: [] for name in names}
+        times: dict[str, list[float]] = {name: [] for name in names}
+        for feed in taken:
+            blocks = _rounds(runs, order, feed, opened / len(taken), clock)
+            for name in names:
+                each = [float(np.median(block)) for block in blocks[name]]
+                times[name].append(float(np.median(each)))
+                pairs = zip(blocks[base], blocks[name], strict=True)
+                logs[name].append(
+                    float(np.median([np.log(np.median(a) / np.median(b)) for a, b in pairs]))
+                )
+                all_ns[name].extend(ns for block in blocks[name] for ns in block)
+        runs.clear()
+        groups += 1
+        for name in names:
+            medians[name].append(float(np.mean(times[name])))
         for name, values in ratios.items():
-            values.append(medians[base][-1] / max(medians[name][-1], 1.0))
+            values.append(float(np.exp(np.mean(logs[name]))))
         elapsed = (clock() - begin) / 1e9
         progress(min(1.0, elapsed / budget_s))
-        # neighbouring rounds share their disturbances, so a narrow interval of few is luck
-        known = (
-            rounds >= max(12, feeds)
-            and elapsed >= min(0.5, budget_s / 2)
-            and all(median_interval(values).half_width <= half_width for values in ratios.values())
+        known = groups >= 6 and all(
+            median_interval(values).half_width <= half_width for values in ratios.values()
         )
-        if elapsed >= budget_s or (known and ratios):
+        over = elapsed >= budget_s and (groups >= 3 or elapsed >= 4 * budget_s)
+        if over or (known and ratios):
             break
     return {
         "runs_ns": all_ns,
-        "round_ns": medians,
+        "group_ns": medians,
         "ratios": ratios,
-        "rounds": rounds,
+        "groups": groups,
         "seconds": (clock() - begin) / 1e9,
     }
 
 
-def _estimate(run: Callable[[int], Any], clock: Callable[[], int]) -> float:
-    """Nanoseconds of one warm run; runs for 50 ms or three times."""
+def _rounds(
+    runs: Mapping[str, Callable[[int], Any]],
+    order: Sequence[str],
+    feed: int,
+    opened_ns: float,
+    clock: Callable[[], int],
+) -> dict[str, list[list[int]]]:
+    """Blocks of runs by name: as many rounds as take about the time that opening took."""
+    expected = {name: _warm(runs[name], feed, clock) for name in order}
+    counts = {n: max(1, min(2000, round(BLOCK_S * 1e9 / ns))) for n, ns in expected.items()}
+    one_round = sum(counts[name] * expected[name] for name in order)
+    blocks: dict[str, list[list[int]]] = {name: [] for name in order}
+    for index in range(max(2, min(12, round(max(opened_ns, 1e8) / one_round)))):
+        for name in order if index % 2 == 0 else reversed(order):
+            run, block = runs[name], []
+            if expected[name] < SLOW_S * 1e9:
+                run(feed)
+            for _ in range(counts[name]):
+                start = clock()
+                run(feed)
+                block.append(max(1, clock() - start))
+            blocks[name].append(block)
+    return blocks
+
+
+def _warm(run: Callable[[int], Any], feed: int, clock: Callable[[], int]) -> float:
+    """Nanoseconds of a warm run; runs once, and on for 20 ms if that is quick."""
+    run(feed)
     times: list[int] = []
-    while len(times) < 3 or (sum(times) < 5e7 and len(times) < 500):
+    while sum(times) < 2e7 and len(times) < 100:
         start = clock()
-        run(0)
-        times.append(clock() - start)
-        if times[-1] > 5e8:
-            break
-    return max(1.0, float(np.median(times)))
+        run(feed)
+        times.append(max(1, clock() - start))
+    return float(np.median(times))
 
 
 if __name__ == "__main__":
