@@ -6,6 +6,10 @@ After:   x -> Q -> DQ -> Conv(DQ(W_quantized), DQ(b_quantized)) -> Relu -> Q -> 
 One pair stands directly behind the producer of a tensor. Integer consumers read its DQ; float
 consumers read the float tensor, unless an integer kernel writes the tensor, for then no float
 tensor will exist.
+
+The result is portable and states what was decided. ONNX Runtime's optimizer, given this file, makes
+more of it than that: a float Conv between two integer ones gets its weights quantized too, per
+tensor. The backend's lowering prevents it.
 """
 
 from __future__ import annotations
@@ -167,7 +171,13 @@ def _operand_qparams(
     if site.role == "passthrough":
         return state.qparams[site.outputs[0].name or ""]
     spec = state.target.activation
-    return state.qparams.setdefault(value.name or "", solve(weight_range(array, spec), spec))
+    given = state.qparams.get(value.name or "")
+    # The name may stand for the same constant as a weight, in the weight's type.
+    if given is not None and given.spec.dtype == spec.dtype:
+        return given
+    own = solve(weight_range(array, spec), spec)
+    state.qparams.setdefault(value.name or "", own)
+    return own
 
 
 def _replace_input(writer: _Writer, node: oir.Node, index: int | None, new: oir.Value) -> None:

@@ -5,15 +5,19 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import onnx_ir as oir
 import pytest
 
 from qcompile.ir.affine import QParams, TensorRange, fake_quantize, quantize_weight
 from qcompile.ir.errors import CalibrationError, PassError, TargetError
 from qcompile.ir.graph import origin
+from qcompile.ir.manager import PassManager
 from qcompile.ir.plan import FLOAT, INT8, PrecisionPlan
 from qcompile.ir.weights import IntegerWeight
 from qcompile.passes.insert_qdq import InsertQDQ
 from qcompile.passes.integer_region import qdq_tensors
+from qcompile.passes.quantize_weights import QuantizeWeights
+from qcompile.passes.share_scales import ShareScales
 from qcompile.planner.default import default_plan
 from tests.passes.qdq_models import (
     VNNI,
@@ -426,6 +430,70 @@ def test_names_that_are_taken_are_left_alone() -> None:
     state.plan = default_plan(state)
     made = insert(state)
     assert node_named(made, "x_QuantizeLinear").output[0] == "x_quantized_1"
+
+
+def test_weights_in_constant_nodes_are_weights() -> None:
+    proto = text_model(
+        """g (float[N,2] x) => (float[N,2] y) {
+          w = Constant <value = float[2,2] {1, -2, 3, 4}> ()  y = MatMul (x, w) }"""
+    )
+    state = state_of(proto)
+    state.plan = default_plan(state)
+    made = insert(state)
+    assert ops(made) == ["Q", "DQ", "DQ", "MatMul"]
+    np.testing.assert_array_equal(
+        initializers(made)["w_scale"], np.asarray([3, 4], np.float32) / np.float32(127)
+    )
+
+
+def test_a_constant_may_be_weight_and_operand() -> None:
+    """As MatMul's weight int8 per column, as Add's operand uint8."""
+    proto = text_model(
+        """g (float[8,8] x) => (float[8,8] y) {
+          a = MatMul (x, w)  s = Add (a, w)  y = MatMul (s, w) }""",
+        w=M,
+    )
+    state = state_of(proto)
+    state.plan = default_plan(state)
+    held = initializers(insert(state))
+    assert {held[n].dtype.name for n in held if n.startswith("w_quantized")} == {"int8", "uint8"}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "y = MatMul (m, x)",
+        "y = MatMul (x, x)",
+        "t = Tanh (x)  y = Gemm (x, t)",
+        "t = Tanh (x)  a = MatMul (x, t)  y = MatMul (a, m)",
+        "a = MatMul (x, v)  y = Unsqueeze (a, first)",
+    ],
+)
+def test_products_of_all_kinds_run(body: str) -> None:
+    """A constant on the left, two activations, a vector."""
+    arrays = {"m": M, "v": M[0], "first": np.asarray([1], np.int64)}
+    used = {k: a for k, a in arrays.items() if f"({k}," in body or f" {k})" in body}
+    columns = 1 if "v)" in body else 8
+    proto = text_model(f"g (float[8,8] x) => (float[8,{columns}] y) {{ {body} }}", **used)
+    state = state_of(proto)
+    state.plan = default_plan(state)
+    assert state.plan.precision("n_y") == INT8 or "Unsqueeze" in body
+    made = insert(state)
+    feed = feed_for(proto)
+    for level in ("ORT_DISABLE_ALL", "ORT_ENABLE_ALL"):
+        assert sqnr_db(run(proto, feed)[0], run(made, feed, level)[0]) > 30
+
+
+def test_the_passes_one_by_one_give_the_same_model() -> None:
+    """Passes that search ranges or learn rounding stand between them."""
+    proto = text_model(TWO_CONVS, w1=W1, b1=B1, w2=W2)
+    made = []
+    for passes in ([InsertQDQ()], [ShareScales(), QuantizeWeights(), InsertQDQ()]):
+        state = state_of(proto)
+        state.plan = default_plan(state)
+        PassManager(passes).run(state)
+        made.append(oir.to_proto(state.model).SerializeToString(deterministic=True))
+    assert made[0] == made[1]
 
 
 def test_everything_at_once_is_valid() -> None:
