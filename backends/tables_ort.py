@@ -69,7 +69,8 @@ _ROWS = (
     OpSupport(
         "MatMul", "compute", (0, 1), weight=1, weight_constant=False, weight_axis=-1,
         per_channel_ranks=(2,), quantized_output=False, absorbs=_CLAMPS, dynamic=True,
-        source=f"QLinearMatMul or MatMulIntegerToFloat, {_TRIED}: 3.5 to 4.2 x",
+        source=f"QLinearMatMul or MatMulIntegerToFloat, {_TRIED}: 3.5 to 4.2 x; "
+        "DynamicQuantizeMatMul: 2.9 to 3.2 x",
     ),
     OpSupport(
         "Gemm", "compute", (0, 1), weight=1, weight_constant=False, weight_axis="auto",
@@ -78,7 +79,8 @@ _ROWS = (
     ),
     OpSupport(
         "LSTM", "compute", (0,), weight=1, static=False, dynamic=True,
-        source=f"DynamicQuantizeLSTM, {_TRIED}; no form with fixed scales",
+        source=f"DynamicQuantizeLSTM, {_TRIED}: 1.5 to 3.1 x, 33 to 39 dB on random data; "
+        "no form with fixed scales",
     ),
     _pointwise("Add", "QLinearAdd", "1.2 x", activations=(0, 1)),
     _pointwise("Mul", "QLinearMul", "0.7 x", activations=(0, 1)),
