@@ -85,7 +85,9 @@ class PrecisionPlan:
             )
         )
 
-    def pin(self, selectors: Mapping[str, str], reason: str = "pinned by the user") -> PrecisionPlan:
+    def pin(
+        self, selectors: Mapping[str, str], reason: str = "pinned by the user"
+    ) -> PrecisionPlan:
         """A plan with the nodes that match each selector fixed to a precision.
 
         Args:
