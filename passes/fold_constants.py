@@ -103,7 +103,7 @@ class FoldConstants:
         grown = sum(a.nbytes for a in arrays) - 2 * sum(a.nbytes for a in feeds.values())
         if grown > self.max_growth:
             return None, f"constant, but the result would add {grown >> 20} MB to the model"
-        return [oir.tensor(np.ascontiguousarray(a)) for a in arrays], None
+        return [oir.tensor(np.asarray(a, order="C")) for a in arrays], None
 
 
 def _static_shape(node: oir.Node) -> npt.NDArray[np.int64] | None:

@@ -270,7 +270,7 @@ def set_constant(
 
     An initializer that only this node reads keeps its name.
     """
-    array = np.ascontiguousarray(array)
+    array = np.asarray(array, order="C")
     if index >= len(node.inputs):
         node.resize_inputs(index + 1)
     old = node.inputs[index]

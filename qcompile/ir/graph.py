@@ -165,7 +165,7 @@ def subgraphs_of(node: oir.Node) -> list[tuple[str, oir.Graph]]:
 def add_initializer(graph: oir.Graph, base: str, array: npt.NDArray[np.generic]) -> oir.Value:
     """Register ``array`` as an initializer under a fresh name derived from ``base``."""
     name = fresh_name(graph, base)
-    tensor = oir.tensor(np.ascontiguousarray(array), name=name)
+    tensor = oir.tensor(np.asarray(array, order="C"), name=name)
     value = oir.Value(
         name=name,
         type=oir.TensorType(tensor.dtype),
