@@ -32,7 +32,7 @@ __all__ = ["Source", "map_weights", "open_source", "parse"]
 _MAP_FROM = 65536
 """Bytes from which a tensor is a view of the file instead of a copy."""
 
-_OLDEST_OPSET = 7
+_OLDEST_OPSET, _OLDEST_IR = 7, 3
 
 _MAGIC: tuple[tuple[int, bytes, str], ...] = (
     (4, b"ORTM", "an .ort file (ONNX Runtime's own format); pass the .onnx file it was made from"),
@@ -213,6 +213,11 @@ def _quiet() -> Iterator[None]:
 def _check_proto(proto: onnx.ModelProto, name: str) -> None:
     if not proto.HasField("graph") or not proto.ir_version:
         raise ModelError(f"{name} is not an ONNX model: it holds no graph")
+    if proto.ir_version < _OLDEST_IR:
+        raise ModelError(
+            f"{name} is of IR version {proto.ir_version}; {_OLDEST_IR} is the oldest that can be "
+            "compiled: export it anew"
+        )
     if not proto.graph.output:
         raise ModelError(f"{name} has no outputs")
     if not proto.opset_import:
@@ -258,14 +263,25 @@ def map_weights(model: oir.Model, source: Source) -> None:
     for_each_tensor(model, convert)
 
 
-def for_each_tensor(
-    model: oir.Model, convert: Callable[[oir.TensorProtocol], oir.TensorProtocol]
-) -> None:
-    """Replace every initializer and tensor attribute (subgraphs and functions too)."""
+Convert = Callable[[oir.TensorProtocol], oir.TensorProtocol]
+
+
+def for_each_tensor(model: oir.Model, convert: Convert) -> None:
+    """Replace every initializer, then every tensor attribute (subgraphs and functions too)."""
+    for_each_initializer(model, convert)
+    for_each_attribute(model, convert)
+
+
+def for_each_initializer(model: oir.Model, convert: Convert) -> None:
+    """Replace every initializer's tensor."""
     for graph in model.graphs():
         for value in graph.initializers.values():
             if value.const_value is not None:
                 value.const_value = convert(value.const_value)
+
+
+def for_each_attribute(model: oir.Model, convert: Convert) -> None:
+    """Replace every tensor that is an attribute (of Constant nodes, mostly)."""
     for node in _all_nodes(model):
         for name, attr in list(node.attributes.items()):
             if attr.is_ref():

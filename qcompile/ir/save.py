@@ -17,10 +17,10 @@ import onnx
 import onnx_ir as oir
 
 from qcompile.ir.errors import ModelError, OutputError
-from qcompile.ir.read import for_each_tensor
+from qcompile.ir.read import for_each_attribute, for_each_initializer, for_each_tensor
 from qcompile.ir.wire import CUT_LOCATION, Chunk, Field, encode_length, rewrite, total_size
 
-__all__ = ["model_bytes", "model_chunks", "needed_ir_version", "save_model"]
+__all__ = ["SideFile", "model_bytes", "model_chunks", "needed_ir_version", "save_model"]
 
 _SPLICE_FROM = 1024
 """Bytes from which a tensor is kept out of protobuf's hands."""
@@ -61,9 +61,13 @@ def model_bytes(model: oir.Model) -> bytes:
     return b"".join(chunks)
 
 
-def model_chunks(model: oir.Model) -> list[Chunk]:
-    """The serialized model in pieces; big weights are views, copied only when written."""
-    with _cut_out(model) as tensors:
+def model_chunks(model: oir.Model, side: SideFile | None = None) -> list[Chunk]:
+    """The serialized model in pieces; big weights are views, copied only when written.
+
+    With a side file, initializers go there and the model says where (weights that are attributes
+    of Constant nodes stay inside: runtimes do not look for those elsewhere).
+    """
+    with _cut_out(model) as (tensors, initializers):
         small = _serialize(model)
 
     def splice(buffer: memoryview, found: list[Field]) -> list[Chunk] | None:
@@ -74,9 +78,42 @@ def model_chunks(model: oir.Model) -> list[Chunk]:
         rest: list[Chunk] = [
             buffer[f.start : f.end] for f in found if f.number not in (_EXTERNAL, _LOCATION)
         ]
+        if side is not None and index < initializers:
+            return [*rest, side.add(data)]
         return [*rest, encode_length(_RAW_DATA, len(data)), data]
 
     return rewrite(memoryview(small), splice)
+
+
+@dataclass
+class SideFile:
+    """Plan of a side file: which tensor starts where."""
+
+    location: str
+    places: list[tuple[int, memoryview]] = field(default_factory=list)
+    size: int = 0
+
+    def add(self, data: memoryview) -> bytes:
+        """Plan ``data`` at the end; returns the fields of the tensor that point there."""
+        if len(data) >= _ALIGN_FROM:
+            self.size = -(-self.size // _ALIGN) * _ALIGN
+        offset = self.size
+        self.places.append((offset, data))
+        self.size += len(data)
+        place = onnx.TensorProto(data_location=onnx.TensorProto.EXTERNAL)
+        entries = {"location": self.location, "offset": str(offset), "length": str(len(data))}
+        for key, value in entries.items():
+            place.external_data.add(key=key, value=value)
+        packed: bytes = place.SerializeToString(deterministic=True)
+        return packed
+
+    def pieces(self) -> Iterator[Chunk]:
+        """The file's content in order."""
+        at = 0
+        for offset, data in self.places:
+            yield bytes(offset - at)
+            yield data
+            at = offset + len(data)
 
 
 _RAW_DATA, _EXTERNAL, _LOCATION = 9, 13, 14
@@ -100,17 +137,19 @@ def _bytes_of(tensor: oir.TensorProtocol) -> memoryview:
 
 
 @contextlib.contextmanager
-def _cut_out(model: oir.Model) -> Iterator[list[oir.TensorProtocol]]:
-    """Within, big tensors are placeholders whose offset is their index in the list; then restored."""
+def _cut_out(model: oir.Model) -> Iterator[tuple[list[oir.TensorProtocol], int]]:
+    """Within, big tensors are placeholders whose offset is their index in the list; then restored.
+
+    Yields the list and how many of it are initializers (they come first).
+    """
     tensors: list[oir.TensorProtocol] = []
     originals: list[oir.TensorProtocol] = []
 
     def cut(tensor: oir.TensorProtocol) -> oir.TensorProtocol:
-        if tensor.nbytes < _SPLICE_FROM or tensor.dtype == oir.DataType.STRING:
-            originals.append(tensor)
+        originals.append(tensor)
+        if tensor.dtype == oir.DataType.STRING or tensor.nbytes < _SPLICE_FROM:
             return tensor
         tensors.append(tensor)
-        originals.append(tensor)
         return oir.ExternalTensor(
             CUT_LOCATION,
             offset=len(tensors) - 1,
@@ -122,9 +161,11 @@ def _cut_out(model: oir.Model) -> Iterator[list[oir.TensorProtocol]]:
             metadata_props=dict(tensor.metadata_props),
         )
 
-    for_each_tensor(model, cut)
+    for_each_initializer(model, cut)
+    initializers = len(tensors)
+    for_each_attribute(model, cut)
     try:
-        yield tensors
+        yield tensors, initializers
     finally:
         back = iter(originals)
         for_each_tensor(model, lambda _: next(back))
@@ -133,54 +174,6 @@ def _cut_out(model: oir.Model) -> Iterator[list[oir.TensorProtocol]]:
 def _serialize(model: oir.Model) -> bytes:
     data: bytes = oir.to_proto(model).SerializeToString(deterministic=True)
     return data
-
-
-@dataclass
-class _SideFile:
-    """Plan of the side file: which tensor starts where."""
-
-    location: str
-    places: list[tuple[int, memoryview]] = field(default_factory=list)
-    size: int = 0
-
-    def add(self, data: memoryview) -> int:
-        if len(data) >= _ALIGN_FROM:
-            self.size = -(-self.size // _ALIGN) * _ALIGN
-        self.places.append((self.size, data))
-        self.size += len(data)
-        return self.places[-1][0]
-
-    def pieces(self) -> Iterator[Chunk]:
-        at = 0
-        for offset, data in self.places:
-            yield bytes(offset - at)
-            yield data
-            at = offset + len(data)
-
-
-def _external_chunks(model: oir.Model, side: _SideFile) -> list[Chunk]:
-    with _cut_out(model) as tensors:
-        small = _serialize(model)
-
-    def point(buffer: memoryview, found: list[Field]) -> list[Chunk] | None:
-        index = _cut_index(buffer, found)
-        if index is None:
-            return None
-        data = _bytes_of(tensors[index])
-        place = onnx.TensorProto(data_location=onnx.TensorProto.EXTERNAL)
-        offset = side.add(data)
-        for key, value in (
-            ("location", side.location),
-            ("offset", str(offset)),
-            ("length", str(len(data))),
-        ):
-            place.external_data.add(key=key, value=value)
-        rest: list[Chunk] = [
-            buffer[f.start : f.end] for f in found if f.number not in (_EXTERNAL, _LOCATION)
-        ]
-        return [*rest, place.SerializeToString()]
-
-    return rewrite(memoryview(small), point)
 
 
 def save_model(model: oir.Model, path: Path, *, external_above: int = 1_900_000_000) -> None:
@@ -197,8 +190,8 @@ def save_model(model: oir.Model, path: Path, *, external_above: int = 1_900_000_
     chunks = model_chunks(model)
     files: list[tuple[Path, Sequence[Chunk] | Iterator[Chunk]]] = []
     if total_size(chunks) > external_above:
-        side = _SideFile(f"{path.name}.data")
-        chunks = _external_chunks(model, side)
+        side = SideFile(f"{path.name}.data")
+        chunks = model_chunks(model, side)
         files.append((path.with_name(side.location), side.pieces()))
     files.append((path, chunks))
     written: list[tuple[Path, Path]] = []

@@ -17,7 +17,8 @@ from qcompile.ir.errors import ModelError
 from qcompile.ir.graph import default_opset, forget_names, origin
 from qcompile.ir.notes import Note
 from qcompile.ir.shapes import infer_shapes
-from qcompile.ir.upgrade_rules import RULES, BlockedError, Edit, Editor
+from qcompile.ir.upgrade_edit import BlockedError, Edit, Editor
+from qcompile.ir.upgrade_rules import RULES
 from qcompile.ir.upgrade_same import NEWEST, SAME
 
 __all__ = ["upgrade_graph", "upgrade_opset"]

@@ -7,99 +7,29 @@ Sources: ONNX's Changelog.md for each version, and ONNX Runtime's kernels where 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as oir
 
-from qcompile.ir.graph import attribute, constant, fresh_name, origins, set_origin
+from qcompile.ir.graph import attribute, constant
+from qcompile.ir.upgrade_edit import (
+    BlockedError,
+    Edit,
+    Editor,
+    input_of,
+    int_of,
+    ints_of,
+    set_input,
+)
 
-__all__ = ["RULES", "BlockedError", "Edit", "Editor", "Rule"]
-
-Edit = Callable[[], None]
-"""Carries out what a rule has decided."""
-
-
-class BlockedError(Exception):
-    """The node cannot be written in the new opset; the text continues "NODE ..."."""
-
-
-@dataclass(frozen=True)
-class Editor:
-    """Makes constants and nodes with names that are free in the whole graph.
-
-    Attributes:
-        root: the outermost graph.
-        function: it is a function's body, which holds no initializers.
-    """
-
-    root: oir.Graph
-    function: bool = False
-
-    def constant(self, node: oir.Node, what: str, array: npt.NDArray[np.generic]) -> oir.Value:
-        """A constant input for ``node``, in the graph in which it stands."""
-        name = fresh_name(self.root, f"{node.name or node.op_type}_{what}")
-        tensor = oir.tensor(np.ascontiguousarray(array), name=name)
-        if self.function or node.graph is None:
-            made = oir.node("Constant", [], {"value": tensor}, name=name)
-            made.outputs[0].name = name
-            node.prepend(made)
-            return made.outputs[0]
-        value = oir.Value(
-            name=name,
-            type=oir.TensorType(tensor.dtype),
-            shape=oir.Shape(array.shape),
-            const_value=tensor,
-        )
-        node.graph.register_initializer(value)
-        return value
-
-    def ints(self, node: oir.Node, what: str, values: tuple[int, ...]) -> oir.Value:
-        """A constant int64 vector."""
-        return self.constant(node, what, np.array(values, dtype=np.int64))
-
-    def node(
-        self,
-        like: oir.Node,
-        op: str,
-        inputs: list[oir.Value | None],
-        attributes: dict[str, int] | None = None,
-    ) -> oir.Node:
-        """A node that stands for the same origin as ``like``; not inserted."""
-        name = fresh_name(self.root, f"{like.name or like.op_type}_{op.lower()}")
-        made = oir.node(op, inputs, attributes or {}, name=name)
-        made.outputs[0].name = name
-        set_origin(made, origins(like))
-        return made
-
+__all__ = ["RULES", "Rule"]
 
 Rule = Callable[[oir.Node, Editor], "Edit | None"]
 """Decides; returns the edit (None: nothing to do) or raises BlockedError."""
 
 
-def _ints(node: oir.Node, name: str) -> tuple[int, ...] | None:
-    value = attribute(node, name)
-    return tuple(int(v) for v in value) if isinstance(value, tuple) else None
-
-
-def _int(node: oir.Node, name: str, default: int) -> int:
-    value = attribute(node, name, default)
-    return value if isinstance(value, int) else default
-
-
-def _input(node: oir.Node, index: int) -> oir.Value | None:
-    return node.inputs[index] if index < len(node.inputs) else None
-
-
-def _set_input(node: oir.Node, index: int, value: oir.Value | None) -> None:
-    if index >= len(node.inputs):
-        node.resize_inputs(index + 1)
-    node.replace_input_with(index, value)
-
-
 def _float_dtype(node: oir.Node) -> np.dtype[np.generic]:
-    x = _input(node, 0)
+    x = input_of(node, 0)
     dtype = x.dtype if x is not None else None
     if dtype is None:
         dtype = node.outputs[0].dtype
@@ -112,14 +42,14 @@ def _ints_to_input(name: str, index: int) -> Rule:
     """An attribute of integers becomes input ``index``; absent or empty stays absent."""
 
     def rule(node: oir.Node, editor: Editor) -> Edit | None:
-        values = _ints(node, name)
+        values = ints_of(node, name)
         if values is None:
             return None
 
         def edit() -> None:
             node.attributes.pop(name)
             if values:
-                _set_input(node, index, editor.ints(node, name, values))
+                set_input(node, index, editor.ints(node, name, values))
 
         return edit
 
@@ -127,22 +57,22 @@ def _ints_to_input(name: str, index: int) -> Rule:
 
 
 def _slice(node: oir.Node, editor: Editor) -> Edit:
-    parts = [_ints(node, n) for n in ("starts", "ends", "axes")]
+    parts = [ints_of(node, n) for n in ("starts", "ends", "axes")]
 
     def edit() -> None:
         for i, (name, values) in enumerate(zip(("starts", "ends", "axes"), parts, strict=True)):
             node.attributes.pop(name, None)
             if values is not None:
-                _set_input(node, i + 1, editor.ints(node, name, values))
+                set_input(node, i + 1, editor.ints(node, name, values))
 
     return edit
 
 
 def _topk(node: oir.Node, editor: Editor) -> Edit:
     def edit() -> None:
-        k = _int(node, "k", 1)
+        k = int_of(node, "k", 1)
         node.attributes.pop("k")
-        _set_input(node, 1, editor.ints(node, "k", (k,)))
+        set_input(node, 1, editor.ints(node, "k", (k,)))
 
     return edit
 
@@ -155,7 +85,7 @@ def _upsample_scales(node: oir.Node, editor: Editor) -> Edit:
     def edit() -> None:
         node.attributes.pop("scales")
         array = np.array(scales, dtype=np.float32)
-        _set_input(node, 1, editor.constant(node, "scales", array))
+        set_input(node, 1, editor.constant(node, "scales", array))
 
     return edit
 
@@ -171,10 +101,11 @@ def _resize11(node: oir.Node, editor: Editor) -> Edit:
     # Before 11: output position / scale; nearest rounds down enlarging, up shrinking (ONNX Runtime)
     rounding = "floor"
     if attribute(node, "mode", "nearest") == "nearest":
-        scales = constant(_input(node, 1))
-        if scales is None:
+        found = constant(input_of(node, 1))
+        if found is None:
             raise BlockedError("has scales that are not constant, which decide how it rounds")
-        down = scales[scales < 1].astype(np.float64)
+        scales = found.astype(np.float64)
+        down = scales[scales < 1]
         if down.size and not bool(np.all(np.isclose(1 / down, np.round(1 / down), atol=1e-6))):
             if bool(np.any(scales > 1)):
                 raise BlockedError("both enlarges and shrinks, which round differently")
@@ -182,8 +113,8 @@ def _resize11(node: oir.Node, editor: Editor) -> Edit:
 
     def edit() -> None:
         scales = node.inputs[1]
-        _set_input(node, 2, scales)
-        _set_input(node, 1, editor.constant(node, "roi", np.zeros(0, dtype=np.float32)))
+        set_input(node, 2, scales)
+        set_input(node, 1, editor.constant(node, "roi", np.zeros(0, dtype=np.float32)))
         node.attributes["coordinate_transformation_mode"] = oir.AttrString(
             "coordinate_transformation_mode", "asymmetric"
         )
@@ -196,7 +127,7 @@ def _resize13(node: oir.Node, editor: Editor) -> Edit | None:
     if attribute(node, "coordinate_transformation_mode") == "tf_half_pixel_for_nn":
         raise BlockedError("uses tf_half_pixel_for_nn, which opset 13 no longer has")
     empty = [
-        i for i in (1, 2) if (array := constant(_input(node, i))) is not None and not array.size
+        i for i in (1, 2) if (array := constant(input_of(node, i))) is not None and not array.size
     ]
     if not empty:
         return None
@@ -211,7 +142,7 @@ def _resize13(node: oir.Node, editor: Editor) -> Edit | None:
 def _batchnorm9(node: oir.Node, editor: Editor) -> Edit | None:
     if "spatial" not in node.attributes:
         return None
-    if _int(node, "spatial", 1) != 1:
+    if int_of(node, "spatial", 1) != 1:
         raise BlockedError("has spatial=0, which no longer exists")
 
     def edit() -> None:
@@ -240,7 +171,7 @@ def _dropout12(node: oir.Node, editor: Editor) -> Edit | None:
     def edit() -> None:
         ratio = attribute(node, "ratio", 0.5)
         node.attributes.pop("ratio")
-        _set_input(node, 1, editor.constant(node, "ratio", np.array(ratio, dtype=np.float32)))
+        set_input(node, 1, editor.constant(node, "ratio", np.array(ratio, dtype=np.float32)))
 
     return edit
 
@@ -256,21 +187,21 @@ def _clip(node: oir.Node, editor: Editor) -> Edit | None:
             node.attributes.pop(name, None)
             if limit is not None:
                 value = editor.constant(node, name, np.array(limit).astype(dtype))
-                _set_input(node, i + 1, value)
+                set_input(node, i + 1, value)
 
     return edit
 
 
 def _pad(node: oir.Node, editor: Editor) -> Edit:
-    pads, value = _ints(node, "pads") or (), attribute(node, "value", 0.0)
+    pads, value = ints_of(node, "pads") or (), attribute(node, "value", 0.0)
     dtype = _float_dtype(node) if value != 0.0 else None
 
     def edit() -> None:
         for name in ("pads", "value"):
             node.attributes.pop(name, None)
-        _set_input(node, 1, editor.ints(node, "pads", pads))
+        set_input(node, 1, editor.ints(node, "pads", pads))
         if dtype is not None:
-            _set_input(node, 2, editor.constant(node, "value", np.array(value).astype(dtype)))
+            set_input(node, 2, editor.constant(node, "value", np.array(value).astype(dtype)))
 
     return edit
 
@@ -284,7 +215,7 @@ def _scatter(node: oir.Node, editor: Editor) -> Edit:
 
 def _softmax(node: oir.Node, editor: Editor) -> Edit | None:
     # before 13: the tensor is flattened to (dims before axis, dims from axis on), rows normalised
-    axis = _int(node, "axis", 1)
+    axis = int_of(node, "axis", 1)
     x = node.inputs[0]
     if x is None:
         raise BlockedError("has no input")
@@ -325,7 +256,7 @@ def _softmax(node: oir.Node, editor: Editor) -> Edit | None:
 
 
 def _split18(node: oir.Node, editor: Editor) -> Edit | None:
-    if _input(node, 1) is not None:
+    if input_of(node, 1) is not None:
         return None
 
     def edit() -> None:
@@ -344,9 +275,9 @@ def _roi_align(node: oir.Node, editor: Editor) -> Edit:
 
 def _dft(node: oir.Node, editor: Editor) -> Edit:
     def edit() -> None:
-        axis = _int(node, "axis", 1)
+        axis = int_of(node, "axis", 1)
         node.attributes.pop("axis", None)
-        _set_input(node, 2, editor.constant(node, "axis", np.array(axis, dtype=np.int64)))
+        set_input(node, 2, editor.constant(node, "axis", np.array(axis, dtype=np.int64)))
 
     return edit
 
@@ -362,10 +293,10 @@ def _grid_sample(node: oir.Node, editor: Editor) -> Edit:
 
 
 def _group_norm(node: oir.Node, editor: Editor) -> Edit:
-    groups = _int(node, "num_groups", 1)
+    groups = int_of(node, "num_groups", 1)
     x = node.inputs[0]
     channels = x.shape[1] if x is not None and x.shape is not None and len(x.shape) > 1 else None
-    arrays = [constant(_input(node, i)) for i in (1, 2)]
+    arrays = [constant(input_of(node, i)) for i in (1, 2)]
     if not isinstance(channels, int) or any(a is None for a in arrays):
         raise BlockedError(
             "has a scale per group that is not constant, or an unknown channel count"
@@ -376,7 +307,7 @@ def _group_norm(node: oir.Node, editor: Editor) -> Edit:
             if array is not None:
                 name = "scale" if i == 1 else "bias"
                 wide = np.repeat(array, channels // groups)
-                _set_input(node, i, editor.constant(node, name, wide))
+                set_input(node, i, editor.constant(node, name, wide))
 
     return edit
 
