@@ -72,8 +72,8 @@ class FoldAffine:
         """Fold into producers first, then into readers, then merge what is left."""
         graph = state.model.graph
         notes: list[Note] = []
+        kept = protected(graph)
         for step in (_behind, _before, _merge):
-            kept = protected(graph)
             seen: set[oir.Node] = set()
             for node in list(graph):
                 if node.graph is None or node in kept or node in seen:

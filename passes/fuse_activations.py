@@ -22,7 +22,7 @@ import onnx_ir as oir
 
 from qcompile.ir.graph import add_initializer, attribute, constant, default_opset
 from qcompile.ir.manager import CompileState, PassResult
-from qcompile.ir.pattern import Match, Op, Rule, apply_rules, const, op, var
+from qcompile.ir.pattern import Alt, Match, Op, Rule, Term, alt, apply_rules, const, op, var
 
 __all__ = ["FuseActivations"]
 
@@ -41,47 +41,41 @@ class FuseActivations:
         return apply_rules(state, RULES)
 
 
-def _clipped(inner: Op, high: float | None = None) -> list[Op]:
-    """clip(inner, 0, high) in every spelling; a free ``high`` is bound as "high"."""
+def _clipped(inner: Term, high: float | None = None) -> Term:
+    """Every spelling of clip(inner, 0, high); a free ``high`` is bound as "high"."""
     top = const(high, "high")
     spellings = [
-        op("Clip", inner, const(0.0), top),
-        op("Min", op("Max", inner, const(0.0)), top),
+        op("Clip", alt(inner, op("Relu", inner)), const(0.0), top),
+        op("Min", alt(op("Max", inner, const(0.0)), op("Relu", inner)), top),
         op("Max", op("Min", inner, top), const(0.0)),
-        op("Min", op("Relu", inner), top),
-        op("Clip", op("Relu", inner), const(0.0), top),
     ]
     if high is not None:  # Clip before opset 11
         spellings.append(op("Clip", inner, min=0.0, max=high))
-    return spellings
+    return alt(*spellings)
 
 
 def _hard_swishes() -> tuple[Op, ...]:
-    found: list[Op] = [op("Mul", X, op("HardSigmoid", X, name="gate"))]
-    sixth = const(1 / 6)
-    for gate in _clipped(op("Add", X, const(3.0)), 6.0):
-        found += [
-            op("Div", op("Mul", X, gate), const(6.0)),
-            op("Mul", op("Mul", X, gate), sixth),
-            op("Mul", X, op("Div", gate, const(6.0))),
-            op("Mul", X, op("Mul", gate, sixth)),
-            op("Mul", op("Div", X, const(6.0)), gate),
-            op("Mul", op("Mul", X, sixth), gate),
-        ]
-    return tuple(found)
+    gate, six, sixth = _clipped(op("Add", X, const(3.0)), 6.0), const(6.0), const(1 / 6)
+    return (
+        op("Mul", X, op("HardSigmoid", X, name="gate")),
+        op("Div", op("Mul", X, gate), six),
+        op("Mul", op("Mul", X, gate), sixth),
+        op("Mul", X, alt(op("Div", gate, six), op("Mul", gate, sixth))),
+        op("Mul", alt(op("Div", X, six), op("Mul", X, sixth)), gate),
+    )
 
 
 def _hard_sigmoids() -> tuple[Op, ...]:
-    shift, scale = const(name="shift"), const(name="scale")
-    lines = [
-        op("Add", op("Mul", X, scale), shift),
-        op("Add", op("Div", X, const(name="divisor")), shift),
-    ]
-    found = [one for line in lines for one in _clipped(line, 1.0)]
-    # min(x + c, d) / d; the divisor must equal the upper limit.
-    for inner in _clipped(op("Add", X, shift)):
-        found += [op("Div", inner, const(name="divisor")), op("Mul", inner, const(name="scale"))]
-    return tuple(found)
+    shift, scale, divisor = const(name="shift"), const(name="scale"), const(name="divisor")
+    line = op("Add", alt(op("Mul", X, scale), op("Div", X, divisor)), shift)
+    whole = _clipped(line, 1.0)
+    # clip(x + c, 0, d) / d: the divisor must equal the upper limit.
+    part = _clipped(op("Add", X, shift))
+    return (*_operators(whole), op("Div", part, divisor), op("Mul", part, scale))
+
+
+def _operators(term: Term) -> tuple[Op, ...]:
+    return tuple(t for t in term.terms if isinstance(t, Op)) if isinstance(term, Alt) else ()
 
 
 def _number(found: Match, name: str) -> float | None:

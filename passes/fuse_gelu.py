@@ -18,7 +18,7 @@ import onnx_ir as oir
 
 from qcompile.ir.graph import default_opset
 from qcompile.ir.manager import CompileState, PassResult
-from qcompile.ir.pattern import Match, Op, Rule, Term, apply_rules, const, op, var
+from qcompile.ir.pattern import Match, Op, Rule, Term, alt, apply_rules, const, op, var
 
 __all__ = ["GELU_PATTERNS", "FuseGelu"]
 
@@ -27,45 +27,36 @@ CONTRIB = "com.microsoft"
 _Build = Callable[[Match, CompileState], Sequence[oir.Node]]
 
 
-def _halves(one_plus: Op) -> list[Op]:
+def _half_product(one_plus: Term) -> tuple[Op, ...]:
     """Every order of ``x * one_plus / 2``."""
     half, two = const(0.5), const(2.0)
-    return [
+    return (
         op("Mul", op("Mul", X, one_plus), half),
-        op("Mul", X, op("Mul", one_plus, half)),
+        op("Mul", X, alt(op("Mul", one_plus, half), op("Div", one_plus, two))),
         op("Mul", op("Mul", X, half), one_plus),
         op("Div", op("Mul", X, one_plus), two),
-        op("Mul", X, op("Div", one_plus, two)),
-    ]
+    )
 
 
-def _exact() -> tuple[Op, ...]:
-    arguments = [op("Div", X, const(np.sqrt(2.0))), op("Mul", X, const(np.sqrt(0.5)))]
-    return tuple(p for a in arguments for p in _halves(op("Add", op("Erf", a), const(1.0))))
-
-
-def _tanh() -> tuple[Op, ...]:
+def _tanh_argument() -> Term:
+    """Every spelling of ``sqrt(2 / pi) * (x + 0.044715 x^3)``."""
     k, root = const(0.044715), const(np.sqrt(2 / np.pi))
-    square: list[Term] = [op("Mul", X, X), op("Pow", X, const(2.0))]
-    cubic: list[Term] = [
-        op("Mul", op("Pow", X, const(3.0)), k),
-        op("Mul", X, op("Mul", X, op("Mul", X, k))),
-    ]
-    cubic += [op("Mul", op("Mul", X, s), k) for s in square]
-    cubic += [op("Mul", X, op("Mul", s, k)) for s in square]
-    sums = [op("Add", X, c) for c in cubic]
-    arguments = [op("Mul", s, root) for s in sums]
-    for s in square:
-        bracket = op("Add", op("Mul", s, k), const(1.0))
-        arguments += [
-            op("Mul", op("Mul", X, bracket), root),
-            op("Mul", op("Mul", X, root), bracket),
-            op("Mul", X, op("Mul", bracket, root)),
-        ]
-    return tuple(p for a in arguments for p in _halves(op("Add", op("Tanh", a), const(1.0))))
+    square = alt(op("Mul", X, X), op("Pow", X, const(2.0)))
+    cubic = alt(
+        op("Mul", alt(op("Pow", X, const(3.0)), op("Mul", X, square)), k),
+        op("Mul", X, alt(op("Mul", square, k), op("Mul", X, op("Mul", X, k)))),
+    )
+    bracket = op("Add", op("Mul", square, k), const(1.0))
+    return alt(
+        op("Mul", alt(op("Add", X, cubic), op("Mul", X, bracket)), root),
+        op("Mul", op("Mul", X, root), bracket),
+        op("Mul", X, op("Mul", bracket, root)),
+    )
 
 
-EXACT, TANH = _exact(), _tanh()
+_ERF = op("Erf", alt(op("Div", X, const(np.sqrt(2.0))), op("Mul", X, const(np.sqrt(0.5)))))
+EXACT = _half_product(op("Add", _ERF, const(1.0)))
+TANH = _half_product(op("Add", op("Tanh", _tanh_argument()), const(1.0)))
 QUICK = (op("Mul", X, op("Sigmoid", op("Mul", X, const(name="alpha")))),)
 GELU_PATTERNS = (*EXACT, *TANH)
 

@@ -19,7 +19,7 @@ import onnx_ir as oir
 
 from qcompile.ir.graph import add_initializer, attribute, constant, default_opset
 from qcompile.ir.manager import CompileState, PassResult
-from qcompile.ir.pattern import Match, Op, Rule, Term, apply_rules, const, op, var
+from qcompile.ir.pattern import Match, Op, Rule, Term, alt, apply_rules, const, op, var
 
 __all__ = ["NORM_PATTERNS", "FuseLayerNorm"]
 
@@ -29,52 +29,35 @@ GAMMA = const(name="gamma")
 BETA = const(name="beta")
 
 
-def _means(inner: Term, name: str) -> list[Op]:
-    return [
+def _mean(inner: Term, name: str) -> Term:
+    return alt(
         op("ReduceMean", inner, name=name),
         op("ReduceMean", inner, const(name=f"{name}_axes"), name=name),
-    ]
+    )
 
 
-def _quotients(numerator: Term, squares: Sequence[Op]) -> list[Op]:
-    """Every spelling of ``numerator / sqrt(mean + eps)``, gamma inside where exporters put it."""
-    found: list[Op] = []
-    for mean in squares:
-        level = op("Add", mean, EPS)
-        inverses: list[Term] = [
-            op("Reciprocal", op("Sqrt", level)),
-            op("Div", const(1.0), op("Sqrt", level)),
-            op("Pow", level, const(-0.5)),
-        ]
-        found.append(op("Div", numerator, op("Sqrt", level)))
-        found.append(op("Div", numerator, op("Pow", level, const(0.5))))
-        for inverse in inverses:
-            found.append(op("Mul", numerator, inverse))
-            found.append(op("Mul", numerator, op("Mul", inverse, GAMMA)))
-    return found
+def _normalized(numerator: Term) -> tuple[Op, ...]:
+    """Every spelling of ``numerator / sqrt(mean(numerator^2) + eps)``, gamma inside or not."""
+    square = alt(op("Pow", numerator, const(2.0)), op("Mul", numerator, numerator))
+    level = op("Add", _mean(square, "variance"), EPS)
+    root = alt(op("Sqrt", level), op("Pow", level, const(0.5)))
+    inverse = alt(
+        op("Reciprocal", root), op("Div", const(1.0), root), op("Pow", level, const(-0.5))
+    )
+    return (
+        op("Div", numerator, root),
+        op("Mul", numerator, alt(inverse, op("Mul", inverse, GAMMA))),
+    )
 
 
-def _squares(inner: Term) -> list[Op]:
-    return [op("Pow", inner, const(2.0)), op("Mul", inner, inner)]
+def _with_factor(plain: tuple[Op, ...]) -> tuple[Op, ...]:
+    return op("Mul", alt(*plain), GAMMA), *plain
 
 
-def _layer_norms() -> tuple[Op, ...]:
-    plain: list[Op] = []
-    for mean in _means(X, "mean"):
-        centred = op("Sub", X, mean)
-        squares = [m for s in _squares(centred) for m in _means(s, "variance")]
-        plain += _quotients(centred, squares)
-    scaled = [op("Mul", p, GAMMA) for p in plain]
-    # The longest form first: the shorter ones are parts of it.
-    return (*(op("Add", p, BETA) for p in (*scaled, *plain)), *scaled, *plain)
-
-
-def _rms_norms() -> tuple[Op, ...]:
-    plain = _quotients(X, [m for s in _squares(X) for m in _means(s, "variance")])
-    return (*(op("Mul", p, GAMMA) for p in plain), *plain)
-
-
-LAYER_NORMS, RMS_NORMS = _layer_norms(), _rms_norms()
+RMS_NORMS = _with_factor(_normalized(X))
+_NO_SHIFT = _with_factor(_normalized(op("Sub", X, _mean(X, "mean"))))
+# The longest form first: the shorter ones are parts of it.
+LAYER_NORMS = (op("Add", alt(*_NO_SHIFT), BETA), *_NO_SHIFT)
 NORM_PATTERNS = (*LAYER_NORMS, *RMS_NORMS)
 
 

@@ -11,6 +11,7 @@ from qcompile.passes.fold_shapes import FoldShapes
 from qcompile.passes.fuse_activations import FuseActivations
 from qcompile.passes.fuse_gelu import FuseGelu
 from qcompile.passes.fuse_layernorm import FuseLayerNorm
+from qcompile.passes.rewrite_conv_transpose import RewriteConvTranspose
 
 __all__ = ["prepare_passes"]
 
@@ -36,4 +37,5 @@ def prepare_passes(contrib: bool = False) -> list[Pass]:
         FoldBatchNorm(),
         FoldAffine(),
         FoldAffine(),
+        RewriteConvTranspose(),
     ]

@@ -19,10 +19,13 @@ from qcompile.ir.graph import attribute, constant, is_graph_output, origin, set_
 from qcompile.ir.manager import CompileState, Note, PassResult
 
 __all__ = [
+    "Alt",
     "Match",
+    "Op",
     "Rule",
     "Term",
     "absorb",
+    "alt",
     "apply_rules",
     "const",
     "escape",
@@ -62,7 +65,14 @@ class Op:
     name: str = ""
 
 
-Term = Var | Const | Op
+@dataclass(frozen=True)
+class Alt:
+    """Any one of ``terms``, tried in order."""
+
+    terms: tuple[Term, ...]
+
+
+Term = Var | Const | Op | Alt
 
 
 def var(name: str) -> Var:
@@ -78,6 +88,11 @@ def const(value: float | None = None, name: str = "") -> Const:
 def op(op_types: str, *inputs: Term, name: str = "", **attributes: object) -> Op:
     """A node; ``op_types`` may list alternatives ("Conv|ConvTranspose")."""
     return Op(tuple(op_types.split("|")), inputs, attributes, name)
+
+
+def alt(*terms: Term) -> Alt:
+    """Alternatives inside a pattern."""
+    return Alt(terms)
 
 
 @dataclass(frozen=True)
@@ -149,9 +164,13 @@ def _inputs(
 def _value(term: Term, value: oir.Value | None, so_far: Match) -> Iterator[Match]:
     if value is None:
         return
+    if isinstance(term, Alt):
+        for one in term.terms:
+            yield from _value(one, value, so_far)
+        return
     if isinstance(term, Op):
         producer = value.producer()
-        if producer is not None and value.index() == 0:
+        if producer is not None and producer.op_type in term.op_types and value.index() == 0:
             yield from _node(term, producer, so_far)
         return
     if isinstance(term, Const) and not _constant_fits(term, value):
