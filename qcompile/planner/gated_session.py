@@ -1,0 +1,161 @@
+"""Runs any plan of a gated graph and says how far its outputs are from float."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from qcompile.backends.ort import Feed, Session, open_session
+from qcompile.ir.errors import CalibrationError
+from qcompile.ir.plan import INT8, INT8_DYNAMIC
+from qcompile.ir.save import save_model
+from qcompile.planner.gated import Gate, Gated
+
+__all__ = ["WORST_ERROR", "GatedSession", "relative_errors"]
+
+WORST_ERROR = 1e6
+"""Stands for an output that is NaN, infinite or of another shape."""
+
+_EMULATION = {"session.disable_quant_qdq": "1"}
+
+Plan = Mapping[str, str] | Collection[str]
+"""origin -> label, or the origins that are int8; all others are float."""
+
+
+class GatedSession:
+    """One ONNX Runtime session that is every plan of a gated graph, with samples to judge it on.
+
+    Attributes:
+        gates: origin -> gate, in graph order.
+        samples: the feeds.
+        runs: how many inferences were made.
+    """
+
+    def __init__(
+        self,
+        gated: Gated,
+        samples: Sequence[Feed],
+        *,
+        threads: int | None = None,
+        variable_shapes: bool = False,
+        custom_ops: Path | None = None,
+    ) -> None:
+        """Open the graph and run the samples once in float.
+
+        Raises:
+            CalibrationError: there is no sample.
+            ModelError: ONNX Runtime refuses the graph or a sample.
+        """
+        if not samples:
+            raise CalibrationError("sensitivity needs at least one sample, and there is none")
+        self.gates: dict[str, Gate] = gated.gates
+        self.samples = list(samples)
+        self.runs = 0
+        self._flags = gated.flags
+        self._count = gated.count
+        # A file, because protobuf holds no more than 2 GB; it may go once the session is open.
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+            path = Path(folder) / "gated.onnx"
+            save_model(gated.model, path)
+            self._session: Session = open_session(
+                path,
+                threads=threads,
+                variable_shapes=variable_shapes,
+                custom_ops=custom_ops,
+                config=_EMULATION,
+            )
+        self.reference = [self.run((), feed) for feed in self.samples]
+
+    def flags(self, plan: Plan, writes: Mapping[str, bool] | None = None) -> npt.NDArray[np.bool_]:
+        """The vector of flags of a plan.
+
+        Args:
+            plan: labels of the units; what the graph does not gate is ignored.
+            writes: origin -> whether its int8 form rounds what it writes, where that shall differ
+                from what Q/DQ insertion does with this plan.
+        """
+        labels = plan if isinstance(plan, Mapping) else dict.fromkeys(plan, INT8)
+        forced = writes or {}
+        found = np.zeros(self._count, dtype=np.bool_)
+        for name, gate in self.gates.items():
+            label = labels.get(name)
+            if label == INT8 and gate.static:
+                found[gate.rounded] = True
+                if gate.written is not None:
+                    usual = gate.unit.writes_always or any(
+                        labels.get(reader) == INT8 for reader in gate.unit.readers
+                    )
+                    found[gate.written] = forced.get(name, usual)
+            elif label == INT8_DYNAMIC and gate.dynamic is not None:
+                found[[gate.rounded, gate.dynamic]] = True
+        return found
+
+    def run(
+        self, plan: Plan, feed: Feed, writes: Mapping[str, bool] | None = None
+    ) -> dict[str, Any]:
+        """The raw outputs of a plan, for a metric of one's own; see ``flags``."""
+        self.runs += 1
+        if not self._count:
+            return self._session.run(feed)
+        return self._session.run({**feed, self._flags: self.flags(plan, writes)})
+
+    def evaluate_plan(self, plan: Plan, *, samples: int | None = None) -> float:
+        """Relative error energy of a plan: summed over float outputs, averaged over samples."""
+        count = len(self.samples[:samples])
+        return float(np.mean([self.sample_error(plan, i) for i in range(count)]))
+
+    def output_errors(self, plan: Plan) -> dict[str, float]:
+        """Relative error energy of each output, averaged over samples (see ``relative_errors``)."""
+        found = [
+            relative_errors(expected, self.run(plan, feed))
+            for expected, feed in zip(self.reference, self.samples, strict=True)
+        ]
+        return {name: float(np.mean([one[name] for one in found])) for name in found[0]}
+
+    def sample_error(
+        self, plan: Plan, sample: int, writes: Mapping[str, bool] | None = None
+    ) -> float:
+        """Relative error energy of a plan on one sample, summed over float outputs."""
+        outputs = self.run(plan, self.samples[sample], writes)
+        return sum(relative_errors(self.reference[sample], outputs).values())
+
+
+def relative_errors(reference: Mapping[str, Any], outputs: Mapping[str, Any]) -> dict[str, float]:
+    """For each float output ||y - y_ref||^2 / ||y_ref||^2, at most ``WORST_ERROR``.
+
+    A model without float outputs is judged by its others: the share of elements that differ.
+    """
+    errors: dict[str, float] = {}
+    shares: dict[str, float] = {}
+    for name, expected in reference.items():
+        found = outputs[name]
+        if not isinstance(expected, np.ndarray) or not isinstance(found, np.ndarray):
+            continue
+        if expected.dtype.kind == "f":
+            errors[name] = _relative(expected, found)
+        elif expected.shape != found.shape:
+            shares[name] = 1.0
+        elif expected.size:
+            shares[name] = float(np.mean(expected != found))
+    return errors or shares
+
+
+def _relative(expected: npt.NDArray[Any], found: npt.NDArray[Any]) -> float:
+    if expected.shape != found.shape:
+        return WORST_ERROR
+    wanted = expected.astype(np.float64)
+    # Infinities that float has too (masks) are no error.
+    agree = ~np.isfinite(wanted) & ((found == expected) | (np.isnan(found) & np.isnan(wanted)))
+    wanted = np.where(agree, 0.0, wanted)
+    got = np.where(agree, 0.0, found.astype(np.float64))
+    noise = float(np.sum((got - wanted) ** 2))
+    signal = float(np.sum(wanted**2))
+    if noise == 0.0:
+        return 0.0
+    error = noise / signal if signal > 0.0 else WORST_ERROR
+    return min(error, WORST_ERROR) if np.isfinite(error) else WORST_ERROR
