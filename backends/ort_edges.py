@@ -23,6 +23,7 @@ from qcompile.ir.graph import (
     origin,
     set_origin,
     single_consumer,
+    used_names,
 )
 
 __all__ = [
@@ -236,16 +237,25 @@ class Edit:
 
 @dataclass
 class Lowering:
-    """One model on its way to integer operators: the kernels there are and the constants made."""
+    """One model on its way to integer operators.
+
+    Attributes:
+        model: edited in place.
+        kernels: what the runtime has.
+        shared: (tensor, channels added) -> the widened tensor, for the next reader.
+    """
 
     model: oir.Model
     kernels: KernelSet
+    shared: dict[tuple[oir.Value, int], oir.Value] = field(default_factory=dict)
     _made: dict[tuple[str, tuple[int, ...], bytes], oir.Value] = field(default_factory=dict)
     _names: set[str] = field(default_factory=set)
+    _values: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         """Note the names that are taken."""
         self._names = {n.name for n in self.model.graph.all_nodes() if n.name}
+        self._values = used_names(self.model.graph)
 
     def constant(self, base: str, array: npt.NDArray[np.generic]) -> oir.Value:
         """An initializer holding ``array``; small equal ones are shared."""
@@ -256,13 +266,14 @@ class Lowering:
             self._made[key] = add_initializer(self.model.graph, base, array)
         return self._made[key]
 
-    def unique(self, base: str) -> str:
-        """``base``, or ``base/2``, ``base/3`` when a node has it already."""
+    def unique(self, base: str, *, values: bool = False) -> str:
+        """``base``, or ``base/2``, ``base/3`` when a node (or a value made here) has it already."""
+        taken = self._values if values else self._names
         name, count = base, 1
-        while name in self._names:
+        while name in taken:
             count += 1
             name = f"{base}/{count}"
-        self._names.add(name)
+        taken.add(name)
         return name
 
     def free(self, node: oir.Node) -> None:
@@ -378,7 +389,8 @@ class Site:
         )
         for count, output in enumerate(made.outputs):
             tag = suffix or op_type
-            output.name = f"{self.node.outputs[0].name}/{tag}" + (f"_{count}" if count else "")
+            name = f"{self.node.outputs[0].name}/{tag}" + (f"_{count}" if count else "")
+            output.name = self.lowering.unique(name, values=True)
         set_origin(made, [self.node, *absorbed])
         self.edit.new.append(made)
         return made

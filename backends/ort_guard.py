@@ -19,7 +19,7 @@ import onnx_ir as oir
 from qcompile.backends.ort_edges import Lowering, QTensor, dequantized
 from qcompile.backends.ort_kernels import MICROSOFT
 from qcompile.ir.graph import constant, origin, replace_value, single_consumer
-from qcompile.ir.manager import Note
+from qcompile.ir.notes import Note
 
 __all__ = ["fold_constant_dequantize", "guard_float"]
 

@@ -42,9 +42,9 @@ RECORDED: dict[tuple[str, str], tuple[int, tuple[str, ...]]] = {
     (MICROSOFT, "DynamicQuantizeLSTM"): (1, ("int8", "uint8")),
     (MICROSOFT, "DynamicQuantizeMatMul"): (1, ("int8", "uint8")),
     (MICROSOFT, "MatMulIntegerToFloat"): (1, ("int8", "uint8")),
+    (MICROSOFT, "NhwcMaxPool"): (1, ("int8", "uint8")),
     (MICROSOFT, "QGemm"): (1, ("int8", "uint8")),
     (MICROSOFT, "QLinearAdd"): (1, ("int8", "uint8")),
-    (MICROSOFT, "QLinearAveragePool"): (1, ("int8", "uint8")),
     (MICROSOFT, "QLinearConcat"): (1, ("int8", "uint8")),
     (MICROSOFT, "QLinearGlobalAveragePool"): (1, ("int8", "uint8")),
     (MICROSOFT, "QLinearLeakyRelu"): (1, ("int8", "uint8")),
@@ -55,7 +55,7 @@ RECORDED: dict[tuple[str, str], tuple[int, tuple[str, ...]]] = {
 }
 """(domain, operator) -> (oldest operator-set version with an 8-bit kernel, types); read from 1.31."""
 
-_UNTYPED = {"QLinearAveragePool", "QLinearConcat", "QLinearGlobalAveragePool"}
+_UNTYPED = {"QLinearConcat", "QLinearGlobalAveragePool"}
 """Registered without a type constraint on their 8-bit tensors."""
 
 

@@ -23,9 +23,13 @@ from qcompile.backends.ort_edges import (
 )
 from qcompile.backends.ort_guard import fold_constant_dequantize, guard_float
 from qcompile.backends.ort_kernels import MICROSOFT, KernelSet, installed_kernels
+from qcompile.backends.ort_rules_activation import (
+    fuse_silu,
+    lower_hard_sigmoid,
+    lower_hard_swish,
+)
 from qcompile.backends.ort_rules_compute import lower_conv, lower_gemm, lower_matmul
 from qcompile.backends.ort_rules_elementwise import (
-    lower_average_pool,
     lower_binary,
     lower_clip,
     lower_concat,
@@ -35,9 +39,11 @@ from qcompile.backends.ort_rules_elementwise import (
     lower_unary,
     lower_where,
 )
+from qcompile.backends.ort_rules_layout import lower_average_pool
 from qcompile.backends.ort_rules_passthrough import MOVES, hoist, lower_move
+from qcompile.backends.ort_scales import adopt_concat_scales, align_hard_activations
 from qcompile.ir.graph import constant, drop_unused, origin, replace_value
-from qcompile.ir.manager import Note
+from qcompile.ir.notes import Note
 from qcompile.ir.plan import PrecisionPlan
 
 __all__ = ["RULES", "LowerResult", "lower_ort"]
@@ -52,6 +58,8 @@ RULES: Mapping[str, Rule] = {
     "Conv": lower_conv,
     "Gemm": lower_gemm,
     "GlobalAveragePool": lower_global_average_pool,
+    "HardSigmoid": lower_hard_sigmoid,
+    "HardSwish": lower_hard_swish,
     "LeakyRelu": lower_unary,
     "MatMul": lower_matmul,
     "Mul": lower_binary,
@@ -87,6 +95,9 @@ def lower_ort(
     lowering = Lowering(model, kernels or installed_kernels())
     notes: list[Note] = []
     _cancel(lowering)
+    fuse_silu(lowering)
+    adopt_concat_scales(lowering)
+    notes += align_hard_activations(lowering)
     _hoist(lowering)
     for node in list(model.graph):
         rule = RULES.get(node.op_type) if node.domain == "" else None

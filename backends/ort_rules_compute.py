@@ -21,6 +21,9 @@ __all__ = ["lower_conv", "lower_gemm", "lower_matmul"]
 _BIAS_SCALE_TOLERANCE = 1e-4
 """Relative; a bias stored with a scale this close to s_x * s_w is off by less than 1e-4 of itself."""
 
+_WIDE = 16
+"""Output channels from which the fast Conv kernel serves."""
+
 
 def lower_conv(site: Site) -> Edit:
     """Conv -> QLinearConv."""
@@ -33,7 +36,8 @@ def lower_conv(site: Site) -> Edit:
         raise Refused("QLinearConv has no kernel for int8 activations with uint8 weights")
     site.needs("QLinearConv", "", x.dtype)
     bias = _integer_bias(site, 2, x, w)
-    inputs = [x.q, site.scale(x), site.zero(x), w.q, site.scale(w, flat=True), site.zero(w)]
+    read, weight = _whole_channels(site, x, w)
+    inputs = [read, site.scale(x), site.zero(x), weight, site.scale(w, flat=True), site.zero(w)]
     inputs += [site.scale(to.out), site.zero(to.out)]
     names = ("auto_pad", "dilations", "group", "kernel_shape", "pads", "strides")
     conv = site.make(
@@ -43,6 +47,37 @@ def lower_conv(site: Site) -> Edit:
         absorbed=to.absorbed,
     )
     return site.write(conv, to)
+
+
+def _whole_channels(site: Site, x: QTensor, w: QTensor) -> tuple[oir.Value, oir.Value]:
+    """(x, w) with input channels filled up to a multiple of four, which the fast kernel needs.
+
+    Three channels at 240 x 240: 3.4 ms, with a fourth of zeros 1.6 ms; 33 at 40 x 40: 133 and
+    100 us, the copy counted. The added weights are zero, so the products are too.
+    """
+    held = constant(w.q)
+    missing = 0 if held is None else -held.shape[1] % 4
+    narrow = held is None or held.shape[0] < _WIDE
+    if held is None or not missing or narrow or site.attribute("group", 1) != 1:
+        return x.q, w.q
+    if not site.lowering.kernels.has("Pad", "", site.lowering.opset(""), x.dtype):
+        return x.q, w.q
+    columns = [(0, 0), (0, missing), *[(0, 0)] * (held.ndim - 2)]
+    fill = int(w.zero_point.reshape(-1)[0])
+    if np.any(w.zero_point != fill):
+        return x.q, w.q
+    wide = site.lowering.shared.get((w.q, missing))
+    if wide is None:
+        wide = site.const("weight", np.pad(held, columns, constant_values=fill))
+        site.lowering.shared[(w.q, missing)] = wide
+    read = site.lowering.shared.get((x.q, missing))
+    if read is None:
+        ends = np.zeros(2 * held.ndim, np.int64)
+        ends[held.ndim + 1] = missing
+        pad = site.make("Pad", [x.q, site.const("pads", ends), site.zero(x)], suffix="pad")
+        read = pad.outputs[0]
+        site.lowering.shared[(x.q, missing)] = read
+    return read, wide
 
 
 def lower_matmul(site: Site) -> Edit:

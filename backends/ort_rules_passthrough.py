@@ -13,6 +13,7 @@ import numpy as np
 import onnx_ir as oir
 
 from qcompile.backends.ort_edges import Edit, QTensor, Refused, Site, quantizer
+from qcompile.backends.ort_rules_layout import nhwc_max_pool, repeat_rows
 from qcompile.ir.graph import constant, single_consumer
 
 __all__ = ["MOVES", "hoist", "lower_move"]
@@ -80,12 +81,9 @@ def lower_move(site: Site) -> Edit:
             raise Refused(
                 "its float input has other readers, so a second DequantizeLinear would not pay"
             )
-    made = site.make(
-        node.op_type, [x.q, *inputs], dict(node.attributes), num_outputs=len(node.outputs)
-    )
+    results = _moved(site, x, inputs)
     site.edit.removes.append(node)
-    for index, (output, to) in enumerate(zip(outputs, tails, strict=True)):
-        result = made.outputs[index]
+    for result, output, to in zip(results, outputs, tails, strict=False):
         if to is not None:
             site.finish(result, to)
             continue
@@ -98,6 +96,21 @@ def lower_move(site: Site) -> Edit:
         result.shape = output.shape
         site.edit.takes_over.append((output, back.outputs[0]))
     return site.edit
+
+
+def _moved(site: Site, x: QTensor, inputs: list[oir.Value | None]) -> list[oir.Value]:
+    """What the operator writes when it runs on the integers of ``x``."""
+    node = site.node
+    if node.op_type == "MaxPool":
+        return [nhwc_max_pool(site, x)]
+    if node.op_type == "Resize":
+        repeated = repeat_rows(site, x)
+        if repeated is not None:
+            return [repeated]
+    made = site.make(
+        node.op_type, [x.q, *inputs], dict(node.attributes), num_outputs=len(node.outputs)
+    )
+    return list(made.outputs)
 
 
 def _other_inputs(site: Site, x: QTensor) -> list[oir.Value | None]:
@@ -124,8 +137,8 @@ def _other_inputs(site: Site, x: QTensor) -> list[oir.Value | None]:
 def _check_resize(site: Site) -> None:
     if site.node.op_type != "Resize":
         return
-    if site.attribute("mode", "nearest") == "cubic":
-        raise Refused("the integer Resize kernel has no cubic mode")
+    if site.attribute("mode", "nearest") != "nearest":
+        raise Refused("the integer Resize between pixels is half as fast as the float one")
 
 
 def hoist(site: Site) -> Edit:
