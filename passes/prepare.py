@@ -7,10 +7,13 @@ from qcompile.passes.drop_noops import DropNoops
 from qcompile.passes.fold_affine import FoldAffine
 from qcompile.passes.fold_batchnorm import FoldBatchNorm
 from qcompile.passes.fold_constants import FoldConstants
+from qcompile.passes.fold_pad import FoldPad
 from qcompile.passes.fold_shapes import FoldShapes
 from qcompile.passes.fuse_activations import FuseActivations
+from qcompile.passes.fuse_bias import FuseBias
 from qcompile.passes.fuse_gelu import FuseGelu
 from qcompile.passes.fuse_layernorm import FuseLayerNorm
+from qcompile.passes.move_transposes import MoveTransposes
 from qcompile.passes.rewrite_conv_transpose import RewriteConvTranspose
 
 __all__ = ["prepare_passes"]
@@ -34,6 +37,9 @@ def prepare_passes(contrib: bool = False) -> list[Pass]:
         FuseActivations(),
         FuseGelu(contrib),
         FuseLayerNorm(),
+        FoldPad(),
+        MoveTransposes(),
+        FuseBias(),
         FoldBatchNorm(),
         FoldAffine(),
         FoldAffine(),
