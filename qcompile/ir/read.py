@@ -11,7 +11,6 @@ import hashlib
 import logging
 import math
 import mmap
-from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -24,6 +23,7 @@ from google.protobuf.message import DecodeError
 
 from qcompile.ir.errors import ModelError
 from qcompile.ir.notes import Note
+from qcompile.ir.recognise import check_proto, recognise
 from qcompile.ir.sparse import densify
 from qcompile.ir.wire import CUT_LOCATION, WireError, cut_tensors
 
@@ -31,20 +31,6 @@ __all__ = ["Source", "map_weights", "open_source", "parse"]
 
 _MAP_FROM = 65536
 """Bytes from which a tensor is a view of the file instead of a copy."""
-
-_OLDEST_OPSET, _OLDEST_IR = 7, 3
-
-_MAGIC: tuple[tuple[int, bytes, str], ...] = (
-    (4, b"ORTM", "an .ort file (ONNX Runtime's own format); pass the .onnx file it was made from"),
-    (0, b"PK\x03\x04", "a zip archive (a PyTorch checkpoint?); export it with torch.onnx.export"),
-    (0, b"\x80\x02", "a Python pickle (a PyTorch checkpoint?); export it with torch.onnx.export"),
-    (0, b"version https://git-lfs", "a git LFS pointer, not the model itself; run `git lfs pull`"),
-    (0, b"\x1f\x8b", "a gzip archive; unpack it first"),
-    (0, b"\x89HDF", "an HDF5 file (Keras?); convert it with tf2onnx"),
-    (4, b"TFL3", "a TensorFlow Lite file; convert it with tf2onnx"),
-    (0, b"GGUF", "a GGUF file; export the model to ONNX"),
-    (0, b"<?xml", "an XML file (OpenVINO?); pass the .onnx file it was made from"),
-)
 
 
 @dataclass
@@ -149,20 +135,8 @@ def open_source(
         if not path.exists():
             raise ModelError(f"{path}: no such file")
         found = Source(str(path), _map(path), path=path, folder=base_dir or path.parent)
-    _recognise(found)
+    recognise(found.data, found.name)
     return found
-
-
-def _recognise(source: Source) -> None:
-    if not source.data:
-        raise ModelError(f"{source.name} is empty")
-    head = bytes(source.data[:512])
-    for offset, magic, text in _MAGIC:
-        if head[offset : offset + len(magic)] == magic:
-            raise ModelError(f"{source.name} is {text}")
-    # a ModelProto starts with a field tag; all common first fields are control characters
-    if all(c in b"\t\n\r" or 32 <= c < 127 for c in head[:64]):
-        raise ModelError(f"{source.name} is a text file, not a binary ONNX model")
 
 
 def parse(source: Source) -> tuple[oir.Model, list[Note]]:
@@ -179,8 +153,8 @@ def parse(source: Source) -> tuple[oir.Model, list[Note]]:
     try:
         proto.ParseFromString(small)
     except DecodeError as e:
-        raise ModelError(f"{source.name} is not an ONNX model: {e}") from e
-    _check_proto(proto, source.name)
+        raise ModelError(f"{source.name} is not an ONNX model: its bytes are of another kind") from e
+    check_proto(proto, source.name)
     notes = densify(proto)
     if proto.training_info:
         notes.append(Note("", "training information dropped", True))
@@ -208,40 +182,6 @@ def _quiet() -> Iterator[None]:
         logger.disabled = before
         for child, level in zip(children, levels, strict=True):
             child.setLevel(level)
-
-
-def _check_proto(proto: onnx.ModelProto, name: str) -> None:
-    if not proto.HasField("graph") or not proto.ir_version:
-        raise ModelError(f"{name} is not an ONNX model: it holds no graph")
-    if proto.ir_version < _OLDEST_IR:
-        raise ModelError(
-            f"{name} is of IR version {proto.ir_version}; {_OLDEST_IR} is the oldest that can be "
-            "compiled: export it anew"
-        )
-    if not proto.graph.output:
-        raise ModelError(f"{name} has no outputs")
-    if not proto.opset_import:
-        raise ModelError(f"{name} is not a valid ONNX model: it names no operator set")
-    for owner in (proto, *proto.functions):
-        for entry in owner.opset_import:
-            if entry.domain == "ai.onnx":
-                entry.domain = ""
-    opset = next((e.version for e in proto.opset_import if e.domain == ""), None)
-    if opset is not None and opset < _OLDEST_OPSET:
-        raise ModelError(
-            f"{name} is of opset {opset}; {_OLDEST_OPSET} is the oldest that can be compiled: "
-            "convert it with onnx.version_converter, or export it anew"
-        )
-    if opset is None and any(n.domain in ("", "ai.onnx") for n in proto.graph.node):
-        raise ModelError(f"{name} is not a valid ONNX model: it does not name the ONNX opset")
-    for kind, entries in (
-        ("graph inputs", [i.name for i in proto.graph.input]),
-        ("initializers", [t.name for t in proto.graph.initializer]),
-    ):
-        twice = next((n for n, count in Counter(entries).items() if count > 1 or not n), None)
-        if twice is not None:
-            what = f"two {kind} have the name '{twice}'" if twice else f"{kind} without a name"
-            raise ModelError(f"{name} is not a valid ONNX model: {what}")
 
 
 def _root_cause(error: BaseException) -> str:

@@ -98,8 +98,9 @@ def check_values(model: oir.Model) -> None:
         for node in graph:
             for value in node.inputs:
                 if value is not None and not _defined(value):
+                    what = f"node '{node.name}' ({node.op_type})" if node.name else node.op_type
                     raise ModelError(
-                        f"node '{node.name}' ({node.op_type}) reads '{value.name}', which nothing "
+                        f"{what} reads '{value.name}', which nothing "
                         "in the model writes; the model is damaged or was cut out of a larger one"
                     )
         for output in graph.outputs:
@@ -125,7 +126,7 @@ def sort_nodes(model: oir.Model) -> list[Note]:
         try:
             graph.sort()
         except ValueError as e:
-            raise ModelError(f"nodes of the model read one another in a circle ({e})") from e
+            raise ModelError("nodes of the model read one another in a circle") from e
         notes.append(Note(name, "nodes put into topological order", True))
     return notes
 
