@@ -423,7 +423,7 @@ class Site:
     def write_float(self, last: oir.Node, to: oir.Value, removes: Sequence[oir.Node] = ()) -> Edit:
         """Finish: ``last`` writes the float tensor ``to``."""
         self.edit.takes_over.append((to, last.outputs[0]))
-        self.edit.removes += [self.node, *removes]
+        self.edit.removes += list(dict.fromkeys([self.node, *removes]))
         return self.edit
 
 

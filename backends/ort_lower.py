@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import onnx_ir as oir
 
+from qcompile.backends.ort_dynamic import lower_dynamic
 from qcompile.backends.ort_edges import (
     Edit,
     Lowering,
@@ -21,6 +22,7 @@ from qcompile.backends.ort_edges import (
     dequantized,
     quantizer,
 )
+from qcompile.backends.ort_fuse_float import fuse_float
 from qcompile.backends.ort_guard import fold_constant_dequantize, guard_float
 from qcompile.backends.ort_kernels import MICROSOFT, KernelSet, installed_kernels
 from qcompile.backends.ort_rules_activation import (
@@ -82,7 +84,10 @@ class LowerResult:
 
 
 def lower_ort(
-    model: oir.Model, plan: PrecisionPlan | None = None, kernels: KernelSet | None = None
+    model: oir.Model,
+    plan: PrecisionPlan | None = None,
+    kernels: KernelSet | None = None,
+    weight_bits: int | None = None,
 ) -> LowerResult:
     """Write a Q/DQ model in explicit integer operators; ``model`` stays as it is.
 
@@ -90,10 +95,14 @@ def lower_ort(
         model: portable Q/DQ model.
         plan: needed for layers labelled "int8-dynamic", whose activations carry no Q/DQ.
         kernels: what the runtime has; by default the installed one is asked.
+        weight_bits: significant bits of weights that are rounded here, those of "int8-dynamic"
+            layers (7 on x86 without VNNI); None for all 8.
     """
     model = model.clone()
     lowering = Lowering(model, kernels or installed_kernels())
     notes: list[Note] = []
+    if plan is not None:
+        notes += lower_dynamic(lowering, plan, weight_bits)
     _cancel(lowering)
     fuse_silu(lowering)
     adopt_concat_scales(lowering)
@@ -116,6 +125,7 @@ def lower_ort(
     drop_unused(model)
     fold_constant_dequantize(lowering)
     notes += guard_float(lowering)
+    notes += fuse_float(model)
     drop_unused(model)
     if any(node.domain == MICROSOFT for node in model.graph.all_nodes()):
         model.graph.opset_imports.setdefault(MICROSOFT, 1)

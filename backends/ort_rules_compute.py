@@ -12,11 +12,11 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as oir
 
-from qcompile.backends.ort_edges import Edit, QTensor, Refused, Site, dequantized
+from qcompile.backends.ort_edges import Edit, QTensor, Refused, Site, dequantized, tail
 from qcompile.backends.ort_kernels import MICROSOFT
 from qcompile.ir.graph import constant, single_consumer
 
-__all__ = ["lower_conv", "lower_gemm", "lower_matmul"]
+__all__ = ["following_bias", "lower_conv", "lower_gemm", "lower_matmul"]
 
 _BIAS_SCALE_TOLERANCE = 1e-4
 """Relative; a bias stored with a scale this close to s_x * s_w is off by less than 1e-4 of itself."""
@@ -87,22 +87,53 @@ def lower_matmul(site: Site) -> Edit:
     _check_columns(b, transposed=False)
     if a.dtype == "int8" and b.dtype != "int8":
         raise Refused("there is no kernel for an int8 left and a uint8 right side")
-    to = site.tail()
+    product, scaled, factor = _scaled_product(site.node.outputs[0])
+    a_scale = site.scale(a)
+    if scaled:
+        a_scale = site.const("scale", (a.scale.reshape(()) * np.float32(factor)).astype(np.float32))
+    to = tail(product)
     if to is not None and to.out.dtype == a.dtype:
         site.needs("QLinearMatMul", "", a.dtype)
-        inputs = [a.q, site.scale(a), site.zero(a), b.q, site.scale(b, flat=True), site.zero(b)]
+        inputs = [a.q, a_scale, site.zero(a), b.q, site.scale(b, flat=True), site.zero(b)]
         inputs += [site.scale(to.out), site.zero(to.out)]
-        return site.write(site.make("QLinearMatMul", inputs, absorbed=to.absorbed), to)
+        site.edit.removes += scaled
+        return site.write(site.make("QLinearMatMul", inputs, absorbed=[*scaled, *to.absorbed]), to)
     site.needs("MatMulIntegerToFloat", MICROSOFT, a.dtype)
-    output, add, bias = _following_bias(site, site.node.outputs[0])
+    output, add, bias = following_bias(site, product)
+    gone = [*scaled, *([] if add is None else [add])]
     made = site.make(
         "MatMulIntegerToFloat",
-        [a.q, b.q, site.scale(a), site.scale(b, flat=True), site.zero(a), site.zero(b)]
+        [a.q, b.q, a_scale, site.scale(b, flat=True), site.zero(a), site.zero(b)]
         + ([] if bias is None else [bias]),
         domain=MICROSOFT,
-        absorbed=[] if add is None else [add],
+        absorbed=gone,
     )
-    return site.write_float(made, output, [] if add is None else [add])
+    return site.write_float(made, output, gone)
+
+
+def _scaled_product(product: oir.Value) -> tuple[oir.Value, list[oir.Node], float]:
+    """(value, nodes, factor): Mul and Div by positive numbers behind a product (attention's 1/sqrt d)."""
+    gone: list[oir.Node] = []
+    factor = 1.0
+    node = single_consumer(product)
+    while node is not None and node.op_type in ("Mul", "Div") and node.domain == "":
+        index = 1 if node.inputs[0] is product else 0
+        number = constant(node.inputs[index])
+        if (
+            number is None
+            or number.size != 1
+            or number.ndim > 2
+            or (node.op_type, index) == ("Div", 0)
+        ):
+            break
+        real = float(number.reshape(()))
+        if not 1e-6 < real < 1e6:
+            break
+        factor *= real if node.op_type == "Mul" else 1.0 / real
+        gone.append(node)
+        product = node.outputs[0]
+        node = single_consumer(product)
+    return product, gone, factor
 
 
 def lower_gemm(site: Site) -> Edit:
@@ -145,7 +176,7 @@ def _check_columns(b: QTensor, *, transposed: bool) -> None:
         )
 
 
-def _following_bias(
+def following_bias(
     site: Site, product: oir.Value
 ) -> tuple[oir.Value, oir.Node | None, oir.Value | None]:
     """(value to write, the Add that goes, its bias) for ``product + bias`` with a 1-D float constant."""
@@ -161,7 +192,7 @@ def _following_bias(
             np.float64
         )
         other = None
-    columns = _columns(product)
+    columns = _columns(site.node)
     if array is None or array.ndim != 1 or columns is None or array.size != columns:
         return product, None, None
     if other is None:
@@ -169,9 +200,8 @@ def _following_bias(
     return (add.outputs[0], add, other) if array.size else (product, None, None)
 
 
-def _columns(product: oir.Value) -> int | None:
-    node = product.producer()
-    right = None if node is None else node.inputs[1]
+def _columns(node: oir.Node) -> int | None:
+    right = node.inputs[1]
     if right is None or right.shape is None or len(right.shape) < 2:
         return None
     last = right.shape[-1]
