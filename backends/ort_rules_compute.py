@@ -24,6 +24,10 @@ _BIAS_SCALE_TOLERANCE = 1e-4
 _WIDE = 16
 """Output channels from which the fast Conv kernel serves."""
 
+_ZEROS = 512
+"""Products with zero, per tap, up to which the fast kernel saves more than they cost (1 -> 258
+channels with 256 taps: 0.9 ms as it is, 3.7 ms with three channels of zeros)."""
+
 
 def lower_conv(site: Site) -> Edit:
     """Conv -> QLinearConv."""
@@ -57,8 +61,9 @@ def _whole_channels(site: Site, x: QTensor, w: QTensor) -> tuple[oir.Value, oir.
     """
     held = constant(w.q)
     missing = 0 if held is None else -held.shape[1] % 4
-    narrow = held is None or held.shape[0] < _WIDE
-    if held is None or not missing or narrow or site.attribute("group", 1) != 1:
+    if held is None or not missing or site.attribute("group", 1) != 1:
+        return x.q, w.q
+    if held.shape[0] < _WIDE or missing * held.shape[0] > _ZEROS:
         return x.q, w.q
     if not site.lowering.kernels.has("Pad", "", site.lowering.opset(""), x.dtype):
         return x.q, w.q
