@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+from hypothesis import HealthCheck, settings
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -17,6 +19,15 @@ else:
     import tomli as tomllib
 
 ROOT = Path(__file__).resolve().parent.parent
+# A slow or busy machine is no failure; in CI the examples are the same in every run.
+settings.register_profile(
+    "qcompile",
+    deadline=None,
+    derandomize="CI" in os.environ,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile("qcompile")
+
 FMNIST = ("fmnist_cnn", "fmnist_dwcnn", "fmnist_vit", "fmnist_lstm")
 
 
