@@ -52,6 +52,15 @@ class Histogram:
     low: float = math.inf
     high: float = -math.inf
 
+    def __post_init__(self) -> None:
+        """Refuse a capacity that cannot hold both signs.
+
+        Raises:
+            ValueError: fewer than two bins.
+        """
+        if self.capacity < 2:
+            raise ValueError(f"a histogram needs at least 2 bins, one each side of 0, not {self.capacity}")
+
     @property
     def total(self) -> int:
         """How many values were counted, zeros included."""
@@ -105,7 +114,7 @@ class Histogram:
         return found
 
     def coarse(self, bins: int) -> tuple[int, Counts, float]:
-        """First index, counts and width of the same histogram in at most ``bins`` bins."""
+        """First index, counts and width of the same histogram in at most ``bins`` (two or more) bins."""
         shift = 0
         last = self.first + len(self.counts) - 1
         while (last >> shift) - (self.first >> shift) >= bins:
