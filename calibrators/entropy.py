@@ -58,19 +58,23 @@ class _Sums:
         self.bins = _running(mass > 0)
         seen = np.flatnonzero(counts)
         # The nearest bin that holds anything, from each bin upwards and downwards.
-        self.after = seen[np.minimum(np.searchsorted(seen, np.arange(len(mass) + 1)), len(seen) - 1)]
+        self.after = seen[
+            np.minimum(np.searchsorted(seen, np.arange(len(mass) + 1)), len(seen) - 1)
+        ]
         before = np.searchsorted(seen, np.arange(len(mass) + 1), side="right") - 1
         self.before = seen[np.maximum(before, 0)]
         self.counts = mass
 
     def divergence(self, qparams: QParams) -> Values:
-        """sum p log(p / q) for each candidate.
+        """Sum of p log(p / q) for each candidate.
 
         p is the histogram inside the range, with what lies outside added to its first and last bin;
         q spreads what each level holds inside the range evenly over the bins with data there.
         """
         spec = qparams.spec
-        bounds = np.arange(spec.qmin, spec.qmax + 2) - 0.5 - qparams.zero_point[:, None].astype(float)
+        bounds = (
+            np.arange(spec.qmin, spec.qmax + 2) - 0.5 - qparams.zero_point[:, None].astype(float)
+        )
         edges = bounds * qparams.scale[:, None].astype(np.float64)
         at = np.rint(edges / self.width - self.first).clip(0, len(self.counts)).astype(np.int64)
         mass, bins = np.diff(self.mass[at]), np.diff(self.bins[at])

@@ -59,7 +59,9 @@ class Histogram:
             ValueError: fewer than two bins.
         """
         if self.capacity < 2:
-            raise ValueError(f"a histogram needs at least 2 bins, one each side of 0, not {self.capacity}")
+            raise ValueError(
+                f"a histogram needs at least 2 bins, one each side of 0, not {self.capacity}"
+            )
 
     @property
     def total(self) -> int:
@@ -75,7 +77,7 @@ class Histogram:
     def edges(self) -> npt.NDArray[np.float64]:
         """Bounds of the bins, one more than there are bins."""
         index = np.arange(self.first, self.first + len(self.counts) + 1, dtype=np.float64)
-        return index * np.float64(self.width)
+        return np.asarray(index * self.width, np.float64)
 
     def update(self, values: npt.NDArray[np.generic], weight: int = 1) -> None:
         """Count finite ``values``, each ``weight`` times."""

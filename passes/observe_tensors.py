@@ -18,7 +18,7 @@ import numpy as np
 import onnx_ir as oir
 
 from qcompile.ir.errors import CalibrationError
-from qcompile.ir.graph import add_initializer, default_opset, drop_unused, fresh_name
+from qcompile.ir.graph import add_initializer, default_opset, drop_unused
 
 __all__ = ["STARTS", "STRIDES", "Probe", "observable", "observe_tensors"]
 
@@ -108,7 +108,11 @@ class _Builder:
         self.graph = graph
         self.opset = opset
         # One look at all names: fresh_name for each of thousands of values would be quadratic.
-        self.prefix = fresh_name(graph, "qcompile_probe")
+        names = {v.name or "" for v in graph.inputs} | set(graph.initializers)
+        names.update(v.name or "" for node in graph.all_nodes() for v in node.outputs)
+        self.prefix = "qcompile_probe"
+        while any(name.startswith(self.prefix) for name in names):
+            self.prefix += "_"
         self.flat = self._constant("flat", -1)
         self.axis = self._constant("axis", 0)
         self.end = self._constant("end", 2**31 - 1)

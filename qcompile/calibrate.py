@@ -96,6 +96,9 @@ def calibrate(
         model_sha256=model_sha256,
         data_sha256=data_sha256,
     )
+    if not ordered:
+        result.convergence = Convergence()
+        return result
     names = getattr(feeds, "names", None)
     total = len(feeds) if isinstance(feeds, Sized) else None
     earlier: dict[int, dict[str, TensorStore]] = {}

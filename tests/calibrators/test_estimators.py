@@ -68,7 +68,7 @@ def true_error(values: np.ndarray, limits: TensorRange, spec: QuantSpec) -> floa
 
 @pytest.mark.parametrize("spec", [UINT8, INT8, UINT16], ids=["uint8", "int8", "uint16"])
 @pytest.mark.parametrize("name", NAMES + DEGENERATE)
-def test_every_range_is_finite_and_within_what_was_seen(name, spec):
+def test_every_range_is_finite_and_within_what_was_seen(name: str, spec: QuantSpec) -> None:
     values = draw(name)
     for method in METHODS:
         found = choose_range(store(values), method, spec)
@@ -79,7 +79,7 @@ def test_every_range_is_finite_and_within_what_was_seen(name, spec):
 
 @pytest.mark.parametrize("spec", [UINT8, INT8], ids=["uint8", "int8"])
 @pytest.mark.parametrize("name", NAMES)
-def test_error_from_the_histogram_is_the_error(name, spec):
+def test_error_from_the_histogram_is_the_error(name: str, spec: QuantSpec) -> None:
     values = draw(name)
     for method in ("minmax", "percentile-99.9", "mse"):
         found = choose_range(store(values), method, spec)
@@ -89,7 +89,7 @@ def test_error_from_the_histogram_is_the_error(name, spec):
 
 @pytest.mark.parametrize("spec", [UINT8, INT8], ids=["uint8", "int8"])
 @pytest.mark.parametrize("name", NAMES)
-def test_mse_is_close_to_the_best_of_a_full_search(name, spec):
+def test_mse_is_close_to_the_best_of_a_full_search(name: str, spec: QuantSpec) -> None:
     values = draw(name)
     low, high = min(float(values.min()), 0.0), max(float(values.max()), 0.0)
     steps = np.geomspace(1, 0.004, 40)
@@ -106,7 +106,7 @@ def test_mse_is_close_to_the_best_of_a_full_search(name, spec):
     hnp.arrays(np.float32, st.integers(1, 200), elements=st.floats(-1000, 1000, width=32)),
     st.floats(50, 100),
 )
-def test_percentiles_leave_out_no_more_than_asked(values, percent):
+def test_percentiles_leave_out_no_more_than_asked(values: np.ndarray, percent: float) -> None:
     low, high = percentile_range(store(values), percent)
     share = (1 - percent / 100) * len(values)
     # a bin that is cut counts as the share of it that is outside
@@ -116,14 +116,14 @@ def test_percentiles_leave_out_no_more_than_asked(values, percent):
     assert low <= 0 <= high
 
 
-def test_percentile_of_mostly_zeros_is_zero():
+def test_percentile_of_mostly_zeros_is_zero() -> None:
     values = np.zeros(10_000, np.float32)
     values[0] = 5
     assert percentile_range(store(values), 99.9) == (0, 0)
     assert percentile_range(store(values), 100) == (0, 5)
 
 
-def test_entropy_clips_rare_outliers_but_not_bounds():
+def test_entropy_clips_rare_outliers_but_not_bounds() -> None:
     values = draw("normal")
     values[7] = 20
     found = choose_range(store(values), "entropy", UINT8)
@@ -133,7 +133,7 @@ def test_entropy_clips_rare_outliers_but_not_bounds():
 
 
 @pytest.mark.parametrize("name", NAMES + DEGENERATE)
-def test_auto_is_the_best_on_held_back_data(name):
+def test_auto_is_the_best_on_held_back_data(name: str) -> None:
     fit, held = store(draw(name)), store(draw(name, seed=1))
     errors = {m: true_error(draw(name, 1), choose_range(fit, m, UINT8), UINT8) for m in ESTIMATORS}
     chosen = choose_estimator(fit, UINT8, held)
@@ -144,13 +144,13 @@ def test_auto_is_the_best_on_held_back_data(name):
     assert found == choose_range(both, chosen, UINT8)
 
 
-def test_equal_errors_go_to_the_widest_range():
+def test_equal_errors_go_to_the_widest_range() -> None:
     assert choose_estimator(store(draw("relu6")), UINT8) == "minmax"
     assert choose_estimator(store(draw("constant")), UINT8) == "minmax"
     assert choose_estimator(TensorStore(), UINT8) == "minmax"
 
 
-def test_an_enormous_extreme_that_no_sample_met_is_kept():
+def test_an_enormous_extreme_that_no_sample_met_is_kept() -> None:
     values = draw("normal")
     sparse = TensorStore()
     for _ in range(20):
@@ -161,18 +161,20 @@ def test_an_enormous_extreme_that_no_sample_met_is_kept():
     assert choose_range(sparse, "auto", UINT8).high > 1e6
 
 
-def test_nothing_seen_is_an_empty_range():
+def test_nothing_seen_is_an_empty_range() -> None:
     for method in METHODS:
         found = choose_range(TensorStore(), method, UINT8)
         assert (float(found.low), float(found.high)) == (0, 0)
 
 
-@pytest.mark.parametrize("method", ["best", "percentile-", "percentile-x", "percentile-101", "MSE", ""])
-def test_unknown_methods_are_refused(method):
+@pytest.mark.parametrize(
+    "method", ["best", "percentile-", "percentile-x", "percentile-101", "MSE", ""]
+)
+def test_unknown_methods_are_refused(method: str) -> None:
     with pytest.raises(OptionError, match="choose one of auto"):
         check_method(method)
 
 
 @pytest.mark.parametrize("method", [*METHODS, "percentile-99.5", "percentile-100"])
-def test_known_methods(method):
+def test_known_methods(method: str) -> None:
     check_method(method)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from random import Random
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -11,7 +13,9 @@ from hypothesis.extra import numpy as hnp
 from qcompile.calibrators.histogram import Histogram
 from qcompile.calibrators.store import TensorStore
 
-VALUES = hnp.arrays(np.float32, st.integers(0, 30), elements=st.floats(-(2.0**127), 2.0**127, width=32))
+VALUES = hnp.arrays(
+    np.float32, st.integers(0, 30), elements=st.floats(-(2.0**127), 2.0**127, width=32)
+)
 SHARDS = st.lists(VALUES, min_size=1, max_size=6)
 
 
@@ -27,7 +31,7 @@ def seen(*shards: np.ndarray, capacity: int = 64) -> Histogram:
 
 
 @given(SHARDS, st.randoms(use_true_random=False))
-def test_merge_equals_whole_in_any_order(shards, random):
+def test_merge_equals_whole_in_any_order(shards: list[np.ndarray], random: Random) -> None:
     whole = seen(np.concatenate(shards))
     assert state(seen(*shards)) == state(whole)
     random.shuffle(shards)
@@ -39,7 +43,7 @@ def test_merge_equals_whole_in_any_order(shards, random):
 
 
 @given(SHARDS)
-def test_every_value_lies_in_its_bin_and_memory_is_bounded(shards):
+def test_every_value_lies_in_its_bin_and_memory_is_bounded(shards: list[np.ndarray]) -> None:
     h = seen(*shards)
     values = np.concatenate(shards).astype(np.float64)
     assert h.total == len(values)
@@ -53,7 +57,7 @@ def test_every_value_lies_in_its_bin_and_memory_is_bounded(shards):
 
 
 @given(VALUES, st.integers(2, 64))
-def test_coarse_keeps_the_counts(values, bins):
+def test_coarse_keeps_the_counts(values: np.ndarray, bins: int) -> None:
     h = seen(values)
     first, counts, width = h.coarse(bins)
     assert counts.sum() == h.counts.sum()
@@ -62,13 +66,13 @@ def test_coarse_keeps_the_counts(values, bins):
         assert first * width <= h.low <= h.high <= (first + len(counts)) * width
 
 
-def test_no_bin_holds_values_of_both_signs():
+def test_no_bin_holds_values_of_both_signs() -> None:
     h = seen(np.array([-1e-30, 1e-30, 1000.0], np.float32))
     assert h.edges[0] < 0
     assert 0.0 in h.edges
 
 
-def test_weights_count_as_repetitions():
+def test_weights_count_as_repetitions() -> None:
     weighted, repeated = Histogram(), Histogram()
     values = np.array([0.0, 1.0, -2.5], np.float32)
     weighted.update(values, weight=3)
@@ -77,18 +81,18 @@ def test_weights_count_as_repetitions():
     assert state(weighted) == state(repeated)
 
 
-def test_one_bin_cannot_span_zero():
+def test_one_bin_cannot_span_zero() -> None:
     with pytest.raises(ValueError, match="at least 2"):
         Histogram(capacity=1)
 
 
-def test_other_capacities_do_not_merge():
+def test_other_capacities_do_not_merge() -> None:
     with pytest.raises(ValueError, match="64 and 128"):
         Histogram(64).merge(Histogram(128))
 
 
 @given(SHARDS)
-def test_stores_merge_like_their_histograms(shards):
+def test_stores_merge_like_their_histograms(shards: list[np.ndarray]) -> None:
     whole, merged = TensorStore(), TensorStore()
     whole.observe(np.concatenate(shards))
     for shard in shards:

@@ -27,7 +27,7 @@ from qcompile.ir.affine import (
     weight_range,
 )
 from qcompile.ir.errors import CalibrationError, ModelError
-from qcompile.ir.spec import PER_TENSOR, QDType, QuantSpec, per_axis, per_block
+from qcompile.ir.spec import PER_TENSOR, Granularity, QDType, QuantSpec, per_axis, per_block
 
 UINT8 = QuantSpec("uint8", symmetric=False)
 INT8 = QuantSpec("int8", symmetric=True, granularity=per_axis(0))
@@ -47,7 +47,9 @@ def limits(low: float, high: float) -> TensorRange:
 
 
 @given(st.sampled_from(SPECS), reals, reals, st.lists(st.floats(0, 1), min_size=1, max_size=20))
-def test_error_is_at_most_half_a_step_within_the_range(spec, a, b, fractions):
+def test_error_is_at_most_half_a_step_within_the_range(
+    spec: QuantSpec, a: float, b: float, fractions: list[float]
+) -> None:
     low, high = min(a, b, 0.0), max(a, b, 0.0)
     q = solve(limits(low, high), spec)
     x = (low + (high - low) * np.array(fractions)).astype(np.float32)
@@ -58,7 +60,7 @@ def test_error_is_at_most_half_a_step_within_the_range(spec, a, b, fractions):
 
 
 @given(st.sampled_from(SPECS), reals, reals)
-def test_zero_is_exact_and_integers_stay_within_limits(spec, a, b):
+def test_zero_is_exact_and_integers_stay_within_limits(spec: QuantSpec, a: float, b: float) -> None:
     q = solve(limits(min(a, b), max(a, b)), spec)
     assert q.scale > 0
     assert np.isfinite(q.scale)
@@ -72,7 +74,7 @@ def test_zero_is_exact_and_integers_stay_within_limits(spec, a, b):
 
 
 @given(reals, reals)
-def test_quantizing_twice_changes_nothing(a, b):
+def test_quantizing_twice_changes_nothing(a: float, b: float) -> None:
     q = solve(limits(min(a, b), max(a, b)), UINT8)
     x = np.linspace(min(a, b), max(a, b), 50).astype(np.float32)
     once = fake_quantize(x, q)
@@ -90,16 +92,19 @@ def test_quantizing_twice_changes_nothing(a, b):
         ("uint4", False, None, 8, 8.0 / 7),
     ],
 )
-def test_symmetric_zero_points(dtype: QDType, narrow, bits, zero, scale):
+def test_symmetric_zero_points(
+    dtype: QDType, narrow: bool, bits: int | None, zero: int, scale: float
+) -> None:
     q = solve(limits(-8, 8), QuantSpec(dtype, symmetric=True, narrow=narrow, bits=bits))
     assert int(q.zero_point) == zero
     assert q.scale == pytest.approx(scale, rel=1e-6)
 
 
 @pytest.mark.parametrize(
-    ("low", "high"), [(0.0, 0.0), (1e-45, 1e-45), (-1e-38, 1e-39), (3.4e38, 3.4e38), (-3.4e38, 3.4e38)]
+    ("low", "high"),
+    [(0.0, 0.0), (1e-45, 1e-45), (-1e-38, 1e-39), (3.4e38, 3.4e38), (-3.4e38, 3.4e38)],
 )
-def test_degenerate_ranges_give_safe_scales(low, high):
+def test_degenerate_ranges_give_safe_scales(low: float, high: float) -> None:
     for spec in SPECS:
         q = solve(limits(low, high), spec)
         assert float(q.scale) ** 2 > float(np.finfo(np.float32).tiny)
@@ -108,14 +113,20 @@ def test_degenerate_ranges_give_safe_scales(low, high):
 
 
 @pytest.mark.parametrize(("low", "high"), [(np.nan, 1), (0, np.inf), (-np.inf, 0), (2, 1)])
-def test_unusable_ranges_are_refused(low, high):
+def test_unusable_ranges_are_refused(low: float, high: float) -> None:
     with pytest.raises(CalibrationError, match="range"):
         solve(limits(low, high), UINT8)
 
 
-def test_half_rounds_to_even():
+def test_half_rounds_to_even() -> None:
     q = QParams(np.float32(1), np.uint8(10), UINT8)
-    assert quantize(np.array([0.5, 1.5, 2.5, -0.5, -1.5], np.float32), q).tolist() == [10, 12, 12, 10, 8]
+    assert quantize(np.array([0.5, 1.5, 2.5, -0.5, -1.5], np.float32), q).tolist() == [
+        10,
+        12,
+        12,
+        10,
+        8,
+    ]
 
 
 @settings(max_examples=25)
@@ -124,7 +135,7 @@ def test_half_rounds_to_even():
     st.floats(0.0009765625, 1.0, width=32),
     st.integers(0, 255),
 )
-def test_integers_equal_those_of_onnx_runtime(x, scale, zero):
+def test_integers_equal_those_of_onnx_runtime(x: np.ndarray, scale: float, zero: int) -> None:
     model = onnx.parser.parse_model(
         """<ir_version: 8, opset_import: ["" : 13]>
         g (float[4,6] x, float s, uint8 z) => (uint8[4,6] q, float[4,6] y) {
@@ -135,7 +146,9 @@ def test_integers_equal_those_of_onnx_runtime(x, scale, zero):
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
     session = ort.InferenceSession(model.SerializeToString(), options)
-    q, y = session.run(None, {"x": x, "s": np.array(scale, np.float32), "z": np.array(zero, np.uint8)})
+    q, y = session.run(
+        None, {"x": x, "s": np.array(scale, np.float32), "z": np.array(zero, np.uint8)}
+    )
     params = QParams(np.float32(scale), np.uint8(zero), UINT8)
     assert np.array_equal(quantize(x, params), q)
     assert np.array_equal(dequantize(q, params), y)
@@ -145,7 +158,9 @@ def test_integers_equal_those_of_onnx_runtime(x, scale, zero):
     ("granularity", "shape"),
     [(PER_TENSOR, ()), (per_axis(0), (8,)), (per_axis(-1), (16,)), (per_block(0, 4), (2, 16))],
 )
-def test_scales_have_the_shapes_of_the_docstring(granularity, shape):
+def test_scales_have_the_shapes_of_the_docstring(
+    granularity: Granularity, shape: tuple[int, ...]
+) -> None:
     w = np.random.default_rng(0).normal(size=(8, 16)).astype(np.float32)
     spec = QuantSpec("int8", symmetric=True, granularity=granularity)
     q, params = quantize_weight(w, spec)
@@ -154,7 +169,7 @@ def test_scales_have_the_shapes_of_the_docstring(granularity, shape):
     assert (error <= expand(params.scale, w.shape, granularity) / 2 * (1 + 1e-5)).all()
 
 
-def test_a_short_last_block_has_its_own_scale():
+def test_a_short_last_block_has_its_own_scale() -> None:
     w = np.arange(10, dtype=np.float32).reshape(5, 2)
     spec = QuantSpec("int4", symmetric=True, granularity=per_block(0, 2))
     q, params = quantize_weight(w, spec)
@@ -163,7 +178,7 @@ def test_a_short_last_block_has_its_own_scale():
     assert np.abs(q).max() <= 7
 
 
-def test_weight_range_is_abs_max_per_channel():
+def test_weight_range_is_abs_max_per_channel() -> None:
     w = np.array([[[1.0, -3.0]], [[2.0, 0.5]]], np.float32)
     found = weight_range(w, INT8)
     assert found.low.tolist() == [-3, -2]
@@ -172,7 +187,7 @@ def test_weight_range_is_abs_max_per_channel():
     assert (float(free.low), float(free.high)) == (-3, 2)
 
 
-def test_zero_channels_share_the_mean_scale_and_stay_zero():
+def test_zero_channels_share_the_mean_scale_and_stay_zero() -> None:
     w = np.array([[0.0, 0.0], [1.27, -1.0], [2.54, 0.0]], np.float32)
     q, params = quantize_weight(w, INT8)
     assert q[0].tolist() == [0, 0]
@@ -182,14 +197,14 @@ def test_zero_channels_share_the_mean_scale_and_stay_zero():
     assert not q.any()
 
 
-def test_empty_weights_have_a_scale():
+def test_empty_weights_have_a_scale() -> None:
     q, params = quantize_weight(np.zeros((0, 3), np.float32), INT8)
     assert q.shape == (0, 3)
     assert params.scale.shape == (0,)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_weights_and_biases_that_are_not_finite_are_refused(bad):
+def test_weights_and_biases_that_are_not_finite_are_refused(bad: float) -> None:
     with pytest.raises(ModelError, match="NaN or infinity"):
         quantize_weight(np.array([[1.0, bad]], np.float32), INT8)
     with pytest.raises(ModelError, match="NaN or infinity"):
@@ -202,7 +217,9 @@ def test_weights_and_biases_that_are_not_finite_are_refused(bad):
     st.lists(st.floats(1e-15, 1.0), min_size=3, max_size=3),
     st.floats(0, 2.0**33),
 )
-def test_biases_never_overflow(bias, s_x, s_w, accumulator):
+def test_biases_never_overflow(
+    bias: list[float], s_x: float, s_w: list[float], accumulator: float
+) -> None:
     real, scale = np.array(bias), np.array(s_w, np.float32)
     q, adjusted = quantize_bias(real, np.float32(s_x), scale, accumulator)
     assert q.dtype == np.int32
@@ -214,7 +231,7 @@ def test_biases_never_overflow(bias, s_x, s_w, accumulator):
     assert (np.abs(q * step - real) <= step / 2 + np.abs(real) * 1e-6).all()
 
 
-def test_only_the_channel_that_overflows_is_adjusted():
+def test_only_the_channel_that_overflows_is_adjusted() -> None:
     scale = np.array([0.01, 1e-9], np.float32)
     q, adjusted = quantize_bias(np.array([0.5, 3.0]), np.float32(0.1), scale)
     assert adjusted[0] == scale[0]
@@ -223,7 +240,7 @@ def test_only_the_channel_that_overflows_is_adjusted():
     assert q[1] <= ACCUMULATOR_LIMIT * (1 + 1e-6)
 
 
-def test_a_scalar_weight_scale_stays_scalar():
+def test_a_scalar_weight_scale_stays_scalar() -> None:
     q, adjusted = quantize_bias(np.array([1.0, 1e9]), np.float32(0.1), np.float32(1e-3))
     assert adjusted.shape == ()
     assert adjusted > 1e-3
@@ -232,7 +249,7 @@ def test_a_scalar_weight_scale_stays_scalar():
     assert q.shape == (0,)
 
 
-def test_accumulators_of_long_sums_enlarge_the_scale():
+def test_accumulators_of_long_sums_enlarge_the_scale() -> None:
     w = np.ones((1, 100_000), np.float32)
     q_w, params = quantize_weight(w, INT8)
     reach = accumulator_bound(q_w, UINT8, 0)

@@ -17,7 +17,7 @@ ANY = hnp.arrays(np.float32, (2, 5), elements=st.floats(width=32))
 
 
 @given(ANY, ANY)
-def test_never_nan_and_equal_is_best(a, b):
+def test_never_nan_and_equal_is_best(a: np.ndarray, b: np.ndarray) -> None:
     for metric in (sqnr_db, cosine, max_abs_error, top_k_agreement, kl):
         assert not math.isnan(metric(a, b))
     assert sqnr_db(a, a) == math.inf
@@ -25,7 +25,7 @@ def test_never_nan_and_equal_is_best(a, b):
     assert top_k_agreement(a, a) == 1
 
 
-def test_known_values():
+def test_known_values() -> None:
     ref = np.array([3.0, 4.0])
     assert sqnr_db(ref, ref * 1.1) == pytest.approx(20)
     assert sqnr_db(ref * 1e200, ref * 1.1e200) == pytest.approx(20)
@@ -40,7 +40,7 @@ def test_known_values():
     )
 
 
-def test_zero_and_constant_references():
+def test_zero_and_constant_references() -> None:
     zero, one = np.zeros(4), np.ones(4)
     assert sqnr_db(zero, zero) == math.inf
     assert sqnr_db(zero, one) == -math.inf
@@ -50,7 +50,7 @@ def test_zero_and_constant_references():
     assert cosine(one, 3 * one) == pytest.approx(1)
 
 
-def test_what_is_not_finite_must_agree():
+def test_what_is_not_finite_must_agree() -> None:
     ref = np.array([1.0, -np.inf, np.nan])
     assert sqnr_db(ref, ref) == math.inf
     assert sqnr_db(ref, np.array([1.0, np.inf, np.nan])) == -math.inf
@@ -59,13 +59,13 @@ def test_what_is_not_finite_must_agree():
     assert kl(np.array([1.0, 2.0]), np.array([1.0, np.inf])) == math.inf
 
 
-def test_probabilities_of_zero():
+def test_probabilities_of_zero() -> None:
     sure, unsure = np.array([1.0, 0.0]), np.array([0.5, 0.5])
     assert kl(sure, unsure, logits=False) == pytest.approx(math.log(2))
     assert kl(unsure, sure, logits=False) == math.inf
 
 
-def test_top_k():
+def test_top_k() -> None:
     ref = np.array([[5, 4, 3, 2], [1, 2, 3, 4]])
     other = np.array([[5, 3, 4, 2], [4, 3, 2, 1]])
     assert top_k_agreement(ref, other) == 0.5
@@ -75,13 +75,13 @@ def test_top_k():
     assert top_k_agreement(np.zeros((2, 3)), np.zeros((2, 3)), k=2) == 1
 
 
-def test_empty_and_scalar_results():
+def test_empty_and_scalar_results() -> None:
     for metric in (sqnr_db, cosine, max_abs_error, top_k_agreement, kl):
         metric(np.zeros((0, 3)), np.zeros((0, 3)))
         metric(np.float32(2), np.float32(2))
 
 
-def test_other_shapes_are_refused():
+def test_other_shapes_are_refused() -> None:
     for metric in (sqnr_db, cosine, max_abs_error, top_k_agreement, kl):
         with pytest.raises(ModelError, match=r"\(2,\) and \(3,\)"):
             metric(np.zeros(2), np.zeros(3))
