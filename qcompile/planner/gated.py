@@ -16,7 +16,7 @@ its inputs whoever wrote them.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import cast
 
 import numpy as np
@@ -36,6 +36,7 @@ from qcompile.ir.graph import (
 from qcompile.ir.spec import PER_TENSOR, QDType, QuantSpec, per_axis, per_block
 from qcompile.ir.target import Target
 from qcompile.passes.quantizable import quantizable
+from qcompile.planner.branch import Branch
 from qcompile.planner.units import Unit, identified, units
 
 __all__ = ["FLAGS", "Gate", "Gated", "gate", "weight_bytes"]
@@ -110,70 +111,6 @@ def gate(
     return builder.finish()
 
 
-@dataclass
-class _Branch:
-    """A subgraph under construction; constants that its nodes read become its own."""
-
-    builder: _Builder
-    nodes: list[oir.Node] = field(default_factory=list)
-    _constants: dict[oir.Value | bytes, oir.Value] = field(default_factory=dict)
-
-    def add(
-        self,
-        op_type: str,
-        inputs: Sequence[oir.Value | None],
-        outputs: Sequence[oir.Value],
-        *attributes: oir.Attr,
-        name: str = "",
-        domain: str = "",
-    ) -> oir.Node:
-        own = [self._own(value) for value in inputs]
-        node = oir.Node(
-            domain,
-            op_type,
-            own,
-            attributes,
-            outputs=outputs,
-            name=self.builder.fresh(name or op_type),
-        )
-        self.nodes.append(node)
-        return node
-
-    def constant(self, base: str, array: npt.NDArray[np.generic]) -> oir.Value:
-        name = self.builder.fresh(base)
-        tensor = oir.tensor(array, name=name)
-        return self._register(name, tensor, oir.Shape(array.shape))
-
-    def graph(self, outputs: Sequence[oir.Value]) -> oir.Graph:
-        return oir.Graph(
-            [],
-            outputs,
-            nodes=self.nodes,
-            initializers=list(self._constants.values()),
-            name=self.builder.fresh("branch"),
-        )
-
-    def _own(self, value: oir.Value | None) -> oir.Value | None:
-        if value is None or constant(value) is None or value in self._constants.values():
-            return value
-        if value not in self._constants:
-            tensor = oir.convenience.get_const_tensor(value)
-            if tensor is None:
-                return value
-            shape = oir.Shape(tensor.numpy().shape)
-            self._register(self.builder.fresh(value.name or "constant"), tensor, shape, value)
-        return self._constants[value]
-
-    def _register(
-        self, name: str, tensor: oir.TensorProtocol, shape: oir.Shape, key: oir.Value | None = None
-    ) -> oir.Value:
-        own = oir.Value(
-            name=name, type=oir.TensorType(tensor.dtype), shape=shape, const_value=tensor
-        )
-        self._constants[own if key is None else key] = own
-        return own
-
-
 class _Builder:
     def __init__(self, work: oir.Model, quantized: dict[str, oir.Node]) -> None:
         self.work = work
@@ -194,7 +131,7 @@ class _Builder:
             return
         rounded, rounded_value = self._flag()
         dynamic_flag, dynamic_value = self._flag() if dynamic else (None, None)
-        branch = _Branch(self)
+        branch = Branch(self.fresh)
         inputs = {i: branch.constant(f"{unit.origin}_{i}", w) for i, w in weights.items()}
         done: dict[oir.Value, oir.Value] = {}
         for index in dict.fromkeys([*rounders, *((0,) if dynamic else ())]):
@@ -207,9 +144,9 @@ class _Builder:
             inputs[index] = done[value]
         outputs = self._copy(branch, unit, inputs)
         written, outputs = self._write(branch, unit, outputs) if rounders else (None, outputs)
-        plain = _Branch(self)
+        plain = Branch(self.fresh)
         float_outputs = self._copy(plain, unit, {})
-        outer = _Branch(self)
+        outer = Branch(self.fresh)
         choice = self._if(
             outer, rounded_value, branch.graph(outputs), plain.graph(float_outputs), unit.outputs
         )
@@ -250,14 +187,14 @@ class _Builder:
         return found
 
     def _rounded(
-        self, branch: _Branch, value: oir.Value, q: oir.Node | None, flag: oir.Value | None
+        self, branch: Branch, value: oir.Value, q: oir.Node | None, flag: oir.Value | None
     ) -> oir.Value:
         """``value`` rounded statically, at run time, or whichever a flag says."""
         if flag is None and q is not None:
             return self._round(branch, value, q)
         if q is None:
             return self._round_at_run_time(branch, value)
-        then, otherwise = _Branch(self), _Branch(self)
+        then, otherwise = Branch(self.fresh), Branch(self.fresh)
         choice = self._if(
             branch,
             flag,
@@ -268,7 +205,7 @@ class _Builder:
         return choice.outputs[0]
 
     def _write(
-        self, branch: _Branch, unit: Unit, outputs: list[oir.Value]
+        self, branch: Branch, unit: Unit, outputs: list[oir.Value]
     ) -> tuple[int | None, list[oir.Value]]:
         """Let a flag round the outputs that the quantized model rounds."""
         last = _last(self._twin(unit), unit)
@@ -276,7 +213,7 @@ class _Builder:
         if not any(quantizers):
             return None, outputs
         written, condition = self._flag()
-        then, otherwise = _Branch(self), _Branch(self)
+        then, otherwise = Branch(self.fresh), Branch(self.fresh)
         rounded = [
             self._round(then, v, q) if q is not None else self._same(then, v)
             for v, q in zip(outputs, quantizers, strict=True)
@@ -287,7 +224,7 @@ class _Builder:
 
     # -- parts -------------------------------------------------------------------------------
 
-    def _copy(self, branch: _Branch, unit: Unit, inputs: dict[int, oir.Value]) -> list[oir.Value]:
+    def _copy(self, branch: Branch, unit: Unit, inputs: dict[int, oir.Value]) -> list[oir.Value]:
         """The unit's nodes again, with some inputs of the anchor exchanged; their outputs."""
         same: dict[oir.Value, oir.Value] = {}
         for node in unit.nodes:
@@ -306,27 +243,27 @@ class _Builder:
             )
         return [same[v] for v in unit.outputs]
 
-    def _round(self, branch: _Branch, value: oir.Value, q: oir.Node) -> oir.Value:
+    def _round(self, branch: Branch, value: oir.Value, q: oir.Node) -> oir.Value:
         integers, result = oir.Value(name=self.fresh("q")), self._value(value)
         branch.add("QuantizeLinear", [value, *q.inputs[1:]], [integers], *q.attributes.values())
         branch.add("DequantizeLinear", [integers, *q.inputs[1:]], [result], *q.attributes.values())
         return result
 
-    def _round_at_run_time(self, branch: _Branch, value: oir.Value) -> oir.Value:
+    def _round_at_run_time(self, branch: Branch, value: oir.Value) -> oir.Value:
         parts = [oir.Value(name=self.fresh("dynamic")) for _ in range(3)]
         result = self._value(value)
         branch.add("DynamicQuantizeLinear", [value], parts)
         branch.add("DequantizeLinear", parts, [result])
         return result
 
-    def _same(self, branch: _Branch, value: oir.Value) -> oir.Value:
+    def _same(self, branch: Branch, value: oir.Value) -> oir.Value:
         result = self._value(value)
         branch.add("Identity", [value], [result])
         return result
 
     def _if(
         self,
-        branch: _Branch,
+        branch: Branch,
         condition: oir.Value | None,
         then: oir.Graph,
         otherwise: oir.Graph,

@@ -16,12 +16,13 @@ from qcompile.ir.plan import INT8, INT8_DYNAMIC
 from qcompile.ir.save import save_model
 from qcompile.planner.gated import Gate, Gated
 
-__all__ = ["WORST_ERROR", "GatedSession", "relative_errors"]
+__all__ = ["EMULATION", "WORST_ERROR", "GatedSession", "relative_errors"]
 
 WORST_ERROR = 1e6
 """Stands for an output that is NaN, infinite or of another shape."""
 
-_EMULATION = {"session.disable_quant_qdq": "1"}
+EMULATION = {"session.disable_quant_qdq": "1"}
+"""Keeps ONNX Runtime from turning Q/DQ into integer kernels: rounding stays, arithmetic is float."""
 
 Plan = Mapping[str, str] | Collection[str]
 """origin -> label, or the origins that are int8; all others are float."""
@@ -67,7 +68,7 @@ class GatedSession:
                 threads=threads,
                 variable_shapes=variable_shapes,
                 custom_ops=custom_ops,
-                config=_EMULATION,
+                config=EMULATION,
             )
         self.reference = [self.run((), feed) for feed in self.samples]
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from qcompile.ir.errors import OptionError
-from qcompile.ir.plan import FLOAT, INT8, INT8_DYNAMIC, LayerChoice, PrecisionPlan
+from qcompile.ir.plan import FLOAT, INT8, INT8_DYNAMIC
 
 __all__ = ["LABELS", "PlanNode", "PlanTensor", "Problem"]
 
@@ -151,26 +151,6 @@ class Problem:
             for origin in group:
                 if origin not in index:
                     raise OptionError(f"a tie names node '{origin}', which is no site")
-
-    def plan(self, labels: Mapping[str, str], reasons: Mapping[str, str]) -> PrecisionPlan:
-        """The plan file's form of ``labels`` (origin -> precision), with a reason for each site."""
-        return PrecisionPlan(
-            tuple(
-                LayerChoice(
-                    origin=node.origin,
-                    op_type=node.op_type,
-                    precision=labels[node.origin],
-                    reason="pinned by the user" if node.pinned else reasons.get(node.origin, ""),
-                    sensitivity=node.error(labels[node.origin])
-                    if labels[node.origin] != FLOAT
-                    else node.sensitivity,
-                    float_ns=node.float_ns,
-                    int_ns=node.dynamic_ns if labels[node.origin] == INT8_DYNAMIC else node.int_ns,
-                    pinned=node.pinned is not None,
-                )
-                for node in self.nodes
-            )
-        )
 
 
 def _check_node(node: PlanNode) -> None:

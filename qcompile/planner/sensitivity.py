@@ -17,7 +17,7 @@ from qcompile.planner.gated import Gate
 from qcompile.planner.gated_session import GatedSession
 from qcompile.planner.units import Unit
 
-__all__ = ["Pair", "Sensitivities", "Sensitivity", "measure", "measure_pairs"]
+__all__ = ["Pair", "Progress", "Sensitivities", "Sensitivity", "measure", "measure_pairs"]
 
 Progress = Callable[[int, int], None]
 """Called with how many units are done and how many there are (times samples)."""
@@ -165,9 +165,7 @@ def measure(
     return found
 
 
-def _one(
-    session: GatedSession, gate: Gate, sample: int, before: Sensitivity | None
-) -> Sensitivity:
+def _one(session: GatedSession, gate: Gate, sample: int, before: Sensitivity | None) -> Sensitivity:
     """The mean after one more sample; what writing adds is looked at on the first sample alone."""
     mean = before or Sensitivity()
     name = gate.unit.origin
