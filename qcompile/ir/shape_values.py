@@ -23,10 +23,10 @@ Element = int | str | None
 _LONGEST = 64
 
 
-def complete_shapes(graph: oir.Graph) -> int:
-    """Give a shape to outputs of Reshape, Expand and ConstantOfShape that lack one; returns how many."""
+def complete_shapes(graph: oir.Graph) -> set[oir.Value]:
+    """Fill in what the outputs of Reshape, Expand and ConstantOfShape lack; returns those improved."""
     known: dict[oir.Value, list[Element] | None] = {}
-    completed = 0
+    improved: set[oir.Value] = set()
     for node in graph:
         for value in node.inputs:
             if value is not None and value not in known:
@@ -35,13 +35,21 @@ def complete_shapes(graph: oir.Graph) -> int:
         if node.domain or not node.outputs:
             continue
         known[node.outputs[0]] = _elements(node, known)
-        if node.outputs[0].shape is not None:
+        before, found = _dims(node.outputs[0]), _output_dims(node, known)
+        if found is None or (before is not None and len(before) != len(found)):
             continue
-        dims = _output_dims(node, known)
-        if dims is not None:
-            node.outputs[0].shape = oir.Shape(dims)
-            completed += 1
-    return completed
+        after = found if before is None else list(map(_better, before, found))
+        if after != before:
+            node.outputs[0].shape = oir.Shape(after)
+            improved.add(node.outputs[0])
+    return improved
+
+
+def _better(old: Element, new: Element) -> Element:
+    """The old element, unless it is one of the names ("unk__7") that ONNX gives to the unknown."""
+    made_up = old is None or (isinstance(old, str) and old.startswith("unk__"))
+    named = new is not None and not (isinstance(new, str) and new.startswith("unk__"))
+    return new if made_up and named else old
 
 
 def _constant_elements(value: oir.Value) -> list[Element] | None:

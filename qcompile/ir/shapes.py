@@ -38,13 +38,19 @@ def infer_shapes(model: oir.Model) -> list[Note]:
     if failure:
         notes.append(Note("", f"shapes could not be inferred by ONNX: {failure}"))
     thawed = 0
+    pinned = set(outputs)
     for value, shape in stated.items():
         if shape is not None and value not in outputs:
             merged, changed = _merge(shape, value.shape, free - {None})
             value.shape, thawed = merged, thawed + changed
+            pinned.add(value)
     for _ in range(_ROUNDS):
-        if not complete_shapes(model.graph):
+        completed = complete_shapes(model.graph)
+        if not completed:
             break
+        pinned |= completed
+        for value in stated.keys() - pinned:
+            value.shape = None
         _infer(model, with_outputs=True)
     if thawed:
         text = "stated shapes fixed a dimension that the inputs leave free; taken as free"
