@@ -75,6 +75,7 @@ class FuseLayerNorm:
                 Rule("LayerNormalization", LAYER_NORMS, _build_layer_norm, _check_layer_norm),
                 Rule("RMSNormalization", RMS_NORMS, _build_rms_norm, _check_rms_norm),
             ],
+            outermost_first=True,
         )
 
 

@@ -250,12 +250,15 @@ def _take_over(old: oir.Value, new: oir.Value) -> None:
 
 
 def _remove_dead(nodes: Sequence[oir.Node]) -> None:
-    for node in nodes:
-        graph = node.graph
-        if isinstance(graph, oir.Graph) and not any(
-            v.uses() or is_graph_output(v) for v in node.outputs
-        ):
-            graph.remove(node, safe=True)
+    waiting = [n for n in nodes if isinstance(n.graph, oir.Graph)]
+    while True:
+        dead = [n for n in waiting if not any(v.uses() or is_graph_output(v) for v in n.outputs)]
+        if not dead:
+            return
+        waiting = [n for n in waiting if n not in dead]
+        for node in dead:
+            if isinstance(node.graph, oir.Graph):
+                node.graph.remove(node, safe=True)
 
 
 @dataclass(frozen=True)
@@ -275,12 +278,22 @@ class Rule:
     check: Callable[[Match, CompileState], str | None] = lambda found, state: None
 
 
-def apply_rules(state: CompileState, rules: Sequence[Rule]) -> PassResult:
-    """Apply ``rules`` once over the main graph; rules given first win where several match."""
+def apply_rules(
+    state: CompileState, rules: Sequence[Rule], outermost_first: bool = False
+) -> PassResult:
+    """Apply ``rules`` once over the main graph; rules given first win where several match.
+
+    Args:
+        state: the model.
+        rules: what to look for.
+        outermost_first: visit consumers before producers, for patterns that contain one another;
+            otherwise in graph order, so that a rule sees what rules made of its inputs.
+    """
     notes: list[Note] = []
     changed = 0
     roots = {t for rule in rules for p in rule.patterns for t in p.op_types}
-    for node in list(state.model.graph):
+    nodes = list(state.model.graph)
+    for node in reversed(nodes) if outermost_first else nodes:
         if node.op_type not in roots or node.graph is None:
             continue
         for rule in rules:

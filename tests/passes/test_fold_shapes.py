@@ -1,0 +1,154 @@
+"""fold-shapes: shape arithmetic of dynamic models becomes constants, where that is certain."""
+
+from __future__ import annotations
+
+import onnx_ir as oir
+import pytest
+
+from qcompile.passes.dims import Tracker
+from qcompile.passes.fold_shapes import FoldShapes
+from tests.passes.checks import check_passes, parse, state_of
+
+HEADER = '<ir_version: 8, opset_import: ["" : 17]>\n'
+NUMBERS = """<int64 i0 = {0}, int64 i1 = {1}, int64 i2 = {2}, int64 four = {4}, int64[1] v0 = {0},
+    int64[1] v1 = {1}, int64[1] v2 = {2}, int64[1] v3 = {3}, int64[1] heads = {4}, int64[1] rest = {-1}>"""
+HEADS = """s = Shape(x)
+    b = Gather(s, i0)
+    t = Gather(s, i1)
+    d = Gather(s, i2)
+    e = Div(d, four)
+    bu = Unsqueeze(b, v0)
+    tu = Unsqueeze(t, v0)
+    eu = Unsqueeze(e, v0)"""
+
+
+def model(body: str, signature: str = "(float[batch, seq, 8] x) => (float[A, B, C, D] y)") -> str:
+    return f"{HEADER}g {signature} {NUMBERS} {{ {body} }}"
+
+
+def target_of(made: oir.Model) -> list[int]:
+    (reshape,) = [n for n in made.graph if n.op_type == "Reshape"]
+    assert reshape.inputs[1] is not None and reshape.inputs[1].const_value is not None
+    return [int(i) for i in reshape.inputs[1].const_value.numpy()]
+
+
+def test_the_heads_of_an_attention() -> None:
+    body = f"{HEADS}\n c = Concat<axis = 0>(bu, tu, heads, eu)\n n = Neg(x)\n y = Reshape(n, c)"
+    after = check_passes(parse(model(body)), FoldShapes(), ["Neg", "Reshape"])
+    assert target_of(after) == [0, 0, 4, 2]
+
+
+def test_through_a_matmul_and_a_transpose() -> None:
+    body = f"""{HEADS}
+        c = Concat<axis = 0>(bu, tu, heads, eu)
+        r = Reshape(x, c)
+        p = Transpose<perm = [0, 2, 1, 3]>(r)
+        q = Transpose<perm = [0, 2, 3, 1]>(r)
+        m = MatMul(p, q)
+        o = MatMul(m, p)
+        back = Transpose<perm = [0, 2, 1, 3]>(o)
+        du = Unsqueeze(d, v0)
+        c2 = Concat<axis = 0>(bu, tu, du)
+        y = Reshape(back, c2)"""
+    signature = "(float[batch, seq, 8] x) => (float[batch, seq, 8] y)"
+    after = check_passes(parse(model(body, signature)), FoldShapes())
+    targets = [n.inputs[1] for n in after.graph if n.op_type == "Reshape"]
+    found = [t.const_value.numpy().tolist() for t in targets if t is not None and t.const_value]
+    assert found == [[0, 0, 4, 2], [0, 0, 8]]
+    assert not any(n.op_type in ("Shape", "Gather", "Concat", "Unsqueeze") for n in after.graph)
+
+
+def test_one_unknown_dimension_becomes_minus_one() -> None:
+    body = """s = Shape(x)
+        t = Slice(s, v1, v2)
+        c = Concat<axis = 0>(t, heads, v2)
+        y = Reshape(x, c)"""
+    made = parse(model(body, "(float[1, seq, 8] x) => (float[A, B, C] y)"))
+    assert target_of(check_passes(made, FoldShapes(), ["Reshape"])) == [-1, 4, 2]
+
+
+def test_two_unknown_dimensions_in_other_places_stay() -> None:
+    body = """s = Shape(x)
+        b = Slice(s, v0, v1)
+        t = Slice(s, v1, v2)
+        c = Concat<axis = 0>(t, b, heads, v2)
+        y = Reshape(x, c)"""
+    check_passes(parse(model(body)), FoldShapes(), changed=False)
+
+
+def test_a_symbol_written_twice_on_one_input_is_not_believed() -> None:
+    body = """s = Shape(x)
+        a = Slice(s, v0, v1)
+        b = Slice(s, v1, v2)
+        c = Concat<axis = 0>(b, a, heads)
+        y = Reshape(x, c)"""
+    made = parse(model(body, "(float[n, n, 4] x) => (float[A, B, C] y)"))
+    check_passes(made, FoldShapes(), changed=False)
+
+
+def test_an_expand_to_its_own_shape_is_dropped() -> None:
+    body = """s = Shape(x)
+        b = Slice(s, v0, v1)
+        c = Concat<axis = 0>(b, v1, v1)
+        n = Neg(x)
+        e = Expand(n, c)
+        y = Abs(e)"""
+    made = parse(model(body, "(float[batch, seq, 8] x) => (float[A, B, C] y)"))
+    check_passes(made, FoldShapes(), ["Neg", "Abs"])
+    grown = parse(
+        model(
+            body.replace("Neg(x)", "ReduceMean<axes = [0]>(x)"),
+            "(float[b, t, 8] x) => (float[A, B, C] y)",
+        )
+    )
+    after = check_passes(grown, FoldShapes(), changed=False)
+    assert "Expand" in [n.op_type for n in after.graph]
+
+
+def test_numbers_become_constants() -> None:
+    body = f"{HEADS}\n f = Cast<to = 1>(e)\n y = Div(x, f)"
+    signature = "(float[batch, seq, 8] x) => (float[batch, seq, 8] y)"
+    after = check_passes(
+        parse(model(body, signature)), FoldShapes(), ["Cast", "Div"], notes=["always [2]"]
+    )
+    assert any(n.startswith("e_known") for n in after.graph.initializers)
+
+
+def test_shapes_are_written_for_later_passes_but_not_the_symbols() -> None:
+    body = f"{HEADS}\n c = Concat<axis = 0>(bu, tu, heads, eu)\n r = Reshape(x, c)\n y = Neg(r)"
+    made = parse(model(body))
+    for value in list(made.graph.value_info):
+        made.graph.value_info.remove(value)
+    state = state_of(made)
+    FoldShapes().run(state)
+    shape = next(iter(state.model.graph)).outputs[0].shape
+    assert shape is not None
+    assert [d if isinstance(d, int) else d.value for d in shape] == [None, None, 4, 2]
+
+
+@pytest.mark.parametrize(
+    ("line", "dims"),
+    [
+        ("y = MatMul(x, w)", ("batch", "seq", 3)),
+        ("y = Add(x, m)", ("batch", "seq", 8)),
+        ("y = Add(x, t)", ("batch", "seq", 8)),
+        ("y = Add(x, o)", ("batch", "y:1", 8)),
+        ("y = Transpose(x)", (8, "seq", "batch")),
+        ("y = ReduceMean<axes = [1]>(x)", ("batch", 1, 8)),
+        ("y = ReduceMean<axes = [-1], keepdims = 0>(x)", ("batch", "seq")),
+        ("y = Reshape(x, flat)", ("y:0", 8)),
+        ("y = Reshape(x, copied)", ("batch", "seq", 4, 2)),
+        ("y = Unsqueeze(x, v0)", (1, "batch", "seq", 8)),
+        ("y = Concat<axis = -1>(x, x)", ("batch", "seq", 16)),
+        ("y = Slice(x, v0, v1, v1)", ("batch", "y:1", 8)),
+    ],
+)
+def test_dimensions(line: str, dims: tuple[int | str, ...]) -> None:
+    text = f"""{HEADER}g (float[batch, seq, 8] x, float[batch, 1, 8] m,
+        float[1, seq, 1] t, float[batch, other, 8] o)
+        => (float y) <float[8, 3] w = {{{", ".join("0.0" for _ in range(24))}}}, int64[2] flat = {{-1, 8}},
+        int64[4] copied = {{0, 0, -1, 2}}, int64[1] v0 = {{0}}, int64[1] v1 = {{1}}> {{ {line} }}"""
+    made = parse(text.replace("(float y)", "(float[A] y)"))
+    made.graph.output[0].type.tensor_type.ClearField("shape")
+    graph = oir.from_proto(made).graph
+    assert Tracker(graph).dims(graph.outputs[0]) == dims
