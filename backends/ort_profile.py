@@ -1,0 +1,209 @@
+"""What ONNX Runtime executes for a feed, kernel by kernel, with times: its profile and its own graph."""
+
+from __future__ import annotations
+
+import json
+import math
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from qcompile.backends.ort import Feed, Session, open_session
+from qcompile.backends.ort_tags import EXTERNAL_FOLDER, Tagged
+from qcompile.ir.errors import ModelError
+
+__all__ = ["Kernel", "Profiler", "TensorInfo", "open_tagged", "profile_model"]
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """Type and shape that a kernel saw, as ONNX Runtime writes them ("uint8", (1, 16, 14, 14))."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def elements(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One executed node.
+
+    Attributes:
+        name: of the node in ONNX Runtime's own graph.
+        op_type: what is executed.
+        domain: of the operator; "" also where unknown (nodes of subgraphs).
+        inputs: tensor names in ONNX Runtime's own graph; empty where unknown.
+        outputs: likewise.
+        read: what it read, in order, without inputs left out.
+        written: what it wrote.
+        ns: time per inference in nanoseconds as the profiler saw it, all calls together; 0 where
+            nothing was timed.
+        channels_last: a QLinearConv, pool or the like that runs in NHWC.
+    """
+
+    name: str
+    op_type: str
+    domain: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    read: tuple[TensorInfo, ...]
+    written: tuple[TensorInfo, ...]
+    ns: float
+    channels_last: bool = False
+
+
+def open_tagged(tagged: Tagged, **options: Any) -> Session:
+    """A session for a tagged model; options as for `open_session`.
+
+    Raises:
+        ModelError: ONNX Runtime refuses the model; names the node as the file does.
+    """
+    config = {EXTERNAL_FOLDER: str(tagged.folder), **options.pop("config", {})}
+    try:
+        return open_session(tagged.model, config=config, **options)
+    except ModelError as e:
+        raise ModelError(tagged.plain(str(e))) from e
+
+
+class Profiler:
+    """A profiled session: run it, then ``finish`` for the kernels."""
+
+    def __init__(
+        self,
+        tagged: Tagged,
+        *,
+        threads: int | None = None,
+        spinning: bool = False,
+        custom_ops: Path | None = None,
+    ) -> None:
+        """Open the session.
+
+        Raises:
+            ModelError: ONNX Runtime refuses the model.
+        """
+        self._folder = tempfile.TemporaryDirectory(
+            prefix="qcompile-profile-", ignore_cleanup_errors=True
+        )
+        folder = Path(self._folder.name)
+        self._graph = folder / "graph.onnx"
+        self.runs = 0
+        self.session = open_tagged(
+            tagged,
+            threads=threads,
+            spinning=spinning,
+            custom_ops=custom_ops,
+            profile=folder / "profile",
+            save_optimized=self._graph,
+        )
+
+    def run(self, feed: Feed) -> None:
+        """One inference."""
+        self.session.raw.run(None, feed)
+        self.runs += 1
+
+    def finish(self, skip: int = 0) -> list[Kernel]:
+        """The kernels in order of execution; the first ``skip`` runs are left out of their times.
+
+        Raises:
+            ModelError: the profile cannot be read.
+        """
+        try:
+            path = self.session.end_profiling()
+            events: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
+            graph = onnx.load(self._graph, load_external_data=False).graph
+        except (OSError, ValueError) as e:
+            raise ModelError(f"ONNX Runtime's profile cannot be read: {e}") from e
+        finally:
+            self._folder.cleanup()
+        return _kernels(events, {node.name: node for node in _nodes(graph)}, skip)
+
+
+def profile_model(
+    tagged: Tagged, feeds: Sequence[Feed], *, custom_ops: Path | None = None
+) -> list[Kernel]:
+    """The kernels that run for ``feeds`` (once each); their times are of cold runs.
+
+    Raises:
+        ModelError: ONNX Runtime refuses the model or a feed.
+    """
+    profiler = Profiler(tagged, threads=1, custom_ops=custom_ops)
+    for feed in feeds:
+        profiler.session.run(feed)
+    return profiler.finish()
+
+
+def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                yield from _nodes(attribute.g)
+            for inner in attribute.graphs:
+                yield from _nodes(inner)
+
+
+def _kernels(
+    events: Sequence[Mapping[str, Any]], nodes: Mapping[str, onnx.NodeProto], skip: int
+) -> list[Kernel]:
+    """Events of all runs -> one kernel a node; times of one run are added, then averaged."""
+    starts = sorted(e["ts"] for e in events if e["name"] == "model_run")
+    suffix = "_kernel_time"
+    ordered = sorted(
+        (e for e in events if e.get("cat") == "Node" and e["name"].endswith(suffix)),
+        key=lambda e: e["ts"],
+    )
+    bounds = np.array(starts)
+    times: dict[str, dict[int, float]] = {}
+    last: dict[str, Mapping[str, Any]] = {}
+    for event in ordered:
+        name = event["name"][: -len(suffix)]
+        run = int(np.searchsorted(bounds, event["ts"], side="right")) - 1
+        seen = times.setdefault(name, {})
+        # the profiler cuts to whole microseconds: half of one is lost on average
+        seen[run] = seen.get(run, 0.0) + (event["dur"] + 0.5) * 1e3
+        last[name] = event["args"]
+    found = []
+    for name, by_run in times.items():
+        args, node = last[name], nodes.get(name)
+        each = [ns for run, ns in by_run.items() if run >= skip]
+        found.append(
+            Kernel(
+                name=name,
+                op_type=args["op_name"],
+                domain="" if node is None else node.domain,
+                inputs=() if node is None else tuple(node.input),
+                outputs=() if node is None else tuple(node.output),
+                read=_infos(args.get("input_type_shape", [])),
+                written=_infos(args.get("output_type_shape", [])),
+                ns=_typical(each) if each else 0.0,
+                channels_last=node is not None and _channels_last(node),
+            )
+        )
+    return found
+
+
+def _typical(values: Sequence[float]) -> float:
+    """Mean of the lower half: what disturbs only ever adds, and a mean resolves less than a tick."""
+    ordered = np.sort(np.asarray(values))
+    return float(np.mean(ordered[: (len(ordered) + 1) // 2]))
+
+
+def _infos(raw: Sequence[Mapping[str, Sequence[int]]]) -> tuple[TensorInfo, ...]:
+    return tuple(
+        TensorInfo(dtype, tuple(int(d) for d in shape))
+        for each in raw
+        for dtype, shape in each.items()
+    )
+
+
+def _channels_last(node: onnx.NodeProto) -> bool:
+    return any(a.name == "channels_last" and a.i == 1 for a in node.attribute)
