@@ -155,11 +155,14 @@ def _bias(site: Site, scale: Array) -> npt.NDArray[np.float32]:
 def integer_bias(
     state: CompileState, site: Site, weight: IntegerWeight
 ) -> tuple[npt.NDArray[np.int32], QParams]:
-    """The int32 bias of a site and its parameters (scale s_x * s_w, zero point 0)."""
-    scale = _input_scale(state, site)
-    values, adjusted = quantize_bias(
-        _bias(site, weight.qparams.scale), scale, weight.qparams.scale, _reach(state, weight)
-    )
-    if np.any(adjusted != weight.qparams.scale):
+    """The int32 bias of a site and its parameters (scale s_x * s_w, zero point 0).
+
+    Raises:
+        PassError: bias and products could leave int32; ``choose_weights`` makes room for them.
+    """
+    qparams = bias_qparams(_input_scale(state, site), weight.qparams.scale)
+    values = quantize(_bias(site, weight.qparams.scale), qparams)
+    # Room was made up to ACCUMULATOR_LIMIT; what rounding adds to that must stay in its slack.
+    if np.any(np.abs(values.astype(np.float64)) + _reach(state, weight) > np.iinfo(np.int32).max):
         raise PassError(f"the bias of node '{site.origin}' does not fit int32 beside its weight")
-    return values, bias_qparams(scale, weight.qparams.scale)
+    return values.astype(np.int32), qparams
