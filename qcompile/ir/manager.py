@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
+import numpy as np
+import numpy.typing as npt
 import onnx_ir as oir
 
 from qcompile.ir.affine import QParams, TensorRange
@@ -32,6 +34,7 @@ class CompileState:
             here before them is kept: entries for weights too (a weight-range search).
         weights: weight name -> its integers; what stands here before ``QuantizeWeights`` is kept
             (learned rounding).
+        bias_shifts: origin id -> what ``CorrectBias`` adds to the bias, (out,), where integer.
         plan: precision of each layer; None before planning.
         notes: everything worth telling the user that belongs to no pass (loading, degrading).
     """
@@ -41,6 +44,7 @@ class CompileState:
     ranges: dict[str, TensorRange] = field(default_factory=dict)
     qparams: dict[str, QParams] = field(default_factory=dict)
     weights: dict[str, IntegerWeight] = field(default_factory=dict)
+    bias_shifts: dict[str, npt.NDArray[np.float32]] = field(default_factory=dict)
     plan: PrecisionPlan | None = None
     notes: list[Note] = field(default_factory=list)
 
