@@ -177,10 +177,11 @@ def test_quantize_goes_before_a_move_of_a_float_tensor() -> None:
     assert ops(result.model)[:2] == ["QuantizeLinear", "Transpose"]
 
 
-def test_input_channels_are_filled_up_to_four() -> None:
+@pytest.mark.parametrize(("batch", "operator"), [("1", "Concat"), ("N", "Pad")])
+def test_input_channels_are_filled_up_to_four(batch: str, operator: str) -> None:
     weight = ",".join(str(v) for v in np.random.default_rng(0).integers(-127, 128, 16 * 3 * 9))
     text = f"""
-    agraph (float[1,3,8,8] x) => (float[1,16,8,8] y)
+    agraph (float[{batch},3,8,8] x) => (float[{batch},16,8,8] y)
       <float s = {{0.05}}, uint8 z = {{110}}, float sw = {{0.001}}, int8 zw = {{0}},
        int8[16,3,3,3] w = {{{weight}}}>
     {{
@@ -190,7 +191,7 @@ def test_input_channels_are_filled_up_to_four() -> None:
       cq = QuantizeLinear(c, s, z) y = DequantizeLinear(cq, s, z)
     }}"""
     result = lowered(parse(text), step=0.05)
-    assert ops(result.model) == ["QuantizeLinear", "Pad", "QLinearConv", "DequantizeLinear"]
+    assert ops(result.model) == ["QuantizeLinear", operator, "QLinearConv", "DequantizeLinear"]
     weight_value = result.model.graph[2].inputs[3]
     assert weight_value is not None and weight_value.const_value is not None
     assert weight_value.const_value.numpy().shape == (16, 4, 3, 3)
