@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from qcompile.ir.plan import FLOAT, INT8, INT8_DYNAMIC
+from qcompile.planner.clusters import Share, measure_clusters
 from qcompile.planner.gated import Gate
 from qcompile.planner.gated_session import GatedSession
 from qcompile.planner.units import Unit
@@ -76,15 +77,21 @@ class Sensitivities:
     pairs: tuple[Pair, ...] = ()
 
     def filled(self, units: Sequence[Unit]) -> dict[str, Sensitivity]:
-        """A sensitivity for every unit; one not measured gets the mean of its operator's, else of all."""
+        """A sensitivity for every unit.
+
+        One not measured gets the mean of its operator's, else of all, else an equal share of the
+        error with everything int8.
+        """
         kinds: dict[str, list[Sensitivity]] = {}
         for unit in units:
             if unit.origin in self.units:
                 kinds.setdefault(unit.site.op_type, []).append(self.units[unit.origin])
         everything = [one for group in kinds.values() for one in group]
+        equal = (self.all_integer or 0.0) / max(1, len(units))
+        spread = [Sensitivity(equal, equal)]
         return {
             unit.origin: self.units.get(unit.origin)
-            or _mean(kinds.get(unit.site.op_type) or everything, unit)
+            or _mean(kinds.get(unit.site.op_type) or everything or spread, unit)
             for unit in units
         }
 
@@ -106,8 +113,6 @@ class Sensitivities:
 
 
 def _mean(known: Sequence[Sensitivity], unit: Unit) -> Sensitivity:
-    if not known:
-        return Sensitivity()
     dynamic = [one.dynamic for one in known if one.dynamic is not None]
     reading = sum(one.reading for one in known) / len(known)
     return Sensitivity(
@@ -127,6 +132,7 @@ def measure(
     """Sensitivity of every unit of a gated session, sample after sample, until time is up.
 
     The order is fixed (units with MACs first), so with time enough the result is deterministic.
+    Where one sample alone would take longer than there is time, clusters are measured instead.
 
     Args:
         session: with the samples to use.
@@ -143,26 +149,52 @@ def measure(
     def late() -> bool:
         return search_time is not None and clock() - start > search_time
 
-    all_integer: list[float] = []
-    for sample in range(len(session.samples)):
-        if late():
-            found.complete = False
-            break
-        all_integer.append(session.sample_error(labels, sample))
-        for done, gate in enumerate(gates, sample * len(gates) + 1):
-            if late():
-                found.complete = False
-                break
-            name = gate.unit.origin
-            found.units[name] = _one(session, gate, sample, found.units.get(name))
-            if progress is not None:
-                progress(done, total)
-    if all_integer:
-        units = [gate.unit for gate in session.gates.values()]
+    def report(done: int) -> None:
+        if progress is not None:
+            progress(done, total)
+
+    begun = clock()
+    all_integer = [session.sample_error(labels, 0)]
+    one_run = clock() - begun
+    found.all_integer = all_integer[0]
+    needed = one_run * sum(_runs(gate) for gate in gates)
+    if search_time is not None and needed > search_time - (clock() - start):
+        shares = measure_clusters(session, gates, late, report)
+        found.units = {name: _of_share(session.gates[name], one) for name, one in shares.items()}
+        found.complete = False
+    else:
+        for sample in range(len(session.samples)):
+            if sample and not late():
+                all_integer.append(session.sample_error(labels, sample))
+            for done, gate in enumerate(gates, sample * len(gates) + 1):
+                if late():
+                    found.complete = False
+                    break
+                name = gate.unit.origin
+                found.units[name] = _one(session, gate, sample, found.units.get(name))
+                report(done)
         found.all_integer = sum(all_integer) / len(all_integer)
-        found.all_predicted = found.predict(units, labels)
+    found.all_predicted = found.predict([g.unit for g in session.gates.values()], labels)
     found.seconds, found.runs = clock() - start, session.runs - runs
     return found
+
+
+def _runs(gate: Gate) -> int:
+    """Inferences that a unit takes on the first sample."""
+    writing = gate.static and gate.written is not None and gate.unit.site.role != "passthrough"
+    return int(gate.static) + int(writing) + int(gate.dynamic is not None)
+
+
+def _of_share(gate: Gate, share: Share) -> Sensitivity:
+    """What writing adds was not looked at: as much as reading, to be careful."""
+    error = share.static or 0.0
+    moves = gate.unit.site.role == "passthrough"
+    return Sensitivity(
+        0.0 if moves else error,
+        error,
+        share.dynamic if gate.dynamic is not None else None,
+        int(share.alone),
+    )
 
 
 def _one(session: GatedSession, gate: Gate, sample: int, before: Sensitivity | None) -> Sensitivity:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
+from qcompile.planner.clusters import measure_clusters
 from qcompile.planner.gated import gate
 from qcompile.planner.gated_session import GatedSession
 from qcompile.planner.grouped import measure_model
@@ -73,14 +74,45 @@ def test_written_tensor_counts_once_for_float_readers_only() -> None:
 
 
 def test_what_time_left_out_is_estimated_from_its_kind(session: GatedSession) -> None:
-    found = measure(session, search_time=6.5, clock=ticking(1.0))
-    every = [gate.unit for gate in session.gates.values()]
+    """Time enough for one sample, not for three."""
+    whole = measure(session)
+    found = measure(session, search_time=20.0, clock=ticking(1.0))
     assert not found.complete
-    assert 0 < len(found.units) < len(every)
-    assert {"Conv1", "Conv2"} <= set(found.units)  # what has MACs comes first
-    filled = found.filled(every)
-    assert set(filled) == set(session.gates)
-    assert all(filled[name].samples == 0 for name in set(filled) - set(found.units))
+    assert set(found.units) == set(whole.units)
+    assert {one.samples for one in found.units.values()} < {1, 2, 3}
+    some = Sensitivities({"Conv1": Sensitivity(0.3, 0.1, None, 1)}, all_integer=0.6)
+    every = [gate.unit for gate in session.gates.values()]
+    assert some.filled(every)["Conv2"] == Sensitivity(0.3, 0.1, None, 0)
+    assert some.filled(every)["MatMul1"].dynamic == 0.3
+    nothing = Sensitivities(all_integer=0.6)
+    assert nothing.filled(every)["Add1"].reading == pytest.approx(0.6 / len(every))
+
+
+def test_clusters_are_measured_when_one_sample_is_too_much(session: GatedSession) -> None:
+    whole = measure(session)
+    seen: list[int] = []
+    found = measure(
+        session,
+        search_time=9.5,
+        clock=ticking(1.0),
+        progress=lambda done, total: seen.append(done),
+    )
+    assert not found.complete
+    assert set(found.units) == set(session.gates)
+    assert {one.samples for one in found.units.values()} == {0, 1}
+    assert seen == sorted(seen)
+    every = [gate.unit for gate in session.gates.values()]
+    convs = dict.fromkeys(("Conv1", "Conv2"), "int8")
+    assert 0.3 < found.predict(every, convs) / whole.predict(every, convs) < 3
+
+
+def test_clusters_end_where_single_units_begin(session: GatedSession) -> None:
+    gates = list(session.gates.values())
+    shares = measure_clusters(session, gates, lambda: False, lambda done: None)
+    assert all(share.alone for share in shares.values())
+    alone = session.sample_error(("Conv2",), 0, {"Conv2": False})
+    assert shares["Conv2"].static == alone
+    assert measure_clusters(session, gates, lambda: True, lambda done: None) == {}
 
 
 def test_groups_give_the_same_sensitivities() -> None:
