@@ -77,6 +77,6 @@ class Builder:
 
     def _build(self, plan: PrecisionPlan, path: Path) -> Build:
         portable, records = self.portable(plan)
-        lowered = lower_ort(portable, plan)
+        lowered = lower_ort(portable, plan, weight_bits=self.target.weight.bits or 8)
         save_model(lowered.model, path)
         return Build(plan, portable, lowered.model, path, records, lowered.notes)

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from qcompile.artifact import LOCK, new_artifact, writable
+from qcompile.attempts import pass_gate
 from qcompile.backends.ort import check_runtime
 from qcompile.backends.tables import get_target
 from qcompile.build import Builder
-from qcompile.gate import judge
 from qcompile.ir.save import save_model
 from qcompile.job import Job, gather, start_plan
 from qcompile.options import Options, make_options
@@ -95,23 +95,10 @@ def compile_with(source: Any, options: Options, reporter: Reporter | None = None
             plan = start_plan(job, ranges.chosen, lock)
             found = search(job, builder, plan, replay=lock is not None, reporter=stages.reporter)
         with stages("gate"):
-            verdict = judge(
-                job.float_path,
-                found.chosen.build.path,
-                list(data.held),
-                job.limits(),
-                metric=data.metric,
-                names=data.held.names,
-                slices=options.slices,
-                extremes=data.extremes(),
-                threads=options.threads,
-                budget_s=options.gate_time,
-                custom_ops=options.custom_ops,
-                progress=lambda _, share: stages.reporter.advance(share, 1.0),
-            )
+            taken, verdict = pass_gate(job, found, stages.reporter)
         with stages("write"), new_artifact(output, options.force) as folder:
             report, code = write_artifact(
-                folder, job, ranges, found, verdict, key, stages.seconds, output
+                folder, job, ranges, found, taken, verdict, key, stages.seconds, output
             )
             if lock is not None:
                 lock.check_outputs(report.data["hashes"], options.lock or Path(LOCK))

@@ -20,6 +20,7 @@ from qcompile.job import Job
 from qcompile.layers import describe_layers
 from qcompile.lock import Lock
 from qcompile.outcome import settle
+from qcompile.planner.race import Candidate
 from qcompile.planner.search import Found
 from qcompile.ranges import Ranges
 from qcompile.report import REPORT_VERSION, CompileReport, notes_as_data, passes_as_data
@@ -37,6 +38,7 @@ def write_artifact(
     job: Job,
     ranges: Ranges,
     found: Found,
+    taken: Candidate,
     gate: GateResult,
     key: Mapping[str, Any],
     seconds: Mapping[str, float],
@@ -47,7 +49,7 @@ def write_artifact(
     A model that was not delivered is kept as ``rejected/model.onnx``, for diagnosis, never as the
     artifact itself.
     """
-    build = found.chosen.build
+    build = taken.build
     layers, share = describe_layers(job, build)
     outcome = settle(gate, job, layers)
     handed_over = outcome.verdict in (DELIVERED, INCONCLUSIVE, NOT_MEASURED)
@@ -88,8 +90,8 @@ def write_artifact(
             "how": found.how,
             "candidates": [
                 {"name": c.name, "text": c.text(), "ms": c.ms, "speedup": c.speedup}
-                | {"sqnr_db": c.sqnr_db, "refused": c.refused, "chosen": c is found.chosen}
-                for c in found.candidates
+                | {"sqnr_db": c.sqnr_db, "refused": c.refused, "chosen": c.chosen}
+                for c in found.chosen(taken)
             ],
         },
         "layers": layers,

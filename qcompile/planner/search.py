@@ -1,63 +1,131 @@
-"""Finds the plan to deliver: candidates are built, timed side by side, scored, and the best is kept."""
+"""Finds the plans to hand to the gate, the most promising first.
+
+Every plan here is a real artifact that was run and timed; the additive model of sensitivities and
+costs only proposes. What is pinned by the user stays as it is in every proposal.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-from qcompile.build import Build, Builder
-from qcompile.ir.plan import PrecisionPlan
+from qcompile.build import Builder
+from qcompile.ir.plan import INT8, INT8_DYNAMIC, PrecisionPlan
 from qcompile.job import Job
+from qcompile.planner.propose import Proposer
+from qcompile.planner.race import Candidate, Race
+from qcompile.planner.units import units
 from qcompile.reporter import Reporter
 
-__all__ = ["Candidate", "Found", "search"]
+__all__ = ["Found", "needed_db", "search"]
 
-
-@dataclass(frozen=True)
-class Candidate:
-    """One plan that was built and judged on selection samples.
-
-    Attributes:
-        name: how it came about.
-        build: its models.
-        ms: median latency, None when not timed.
-        speedup: against the user's float model.
-        sqnr_db: least SQNR over float outputs on selection samples.
-        refused: why it cannot be delivered, "" when it can.
-    """
-
-    name: str
-    build: Build
-    ms: float | None = None
-    speedup: float | None = None
-    sqnr_db: float | None = None
-    refused: str = ""
-
-    def text(self) -> str:
-        """One line for people."""
-        parts = [self.name]
-        if self.speedup is not None:
-            parts.append(f"{self.speedup:.2f}x")
-        if self.sqnr_db is not None:
-            parts.append(f"{self.sqnr_db:.1f} dB")
-        if self.refused:
-            parts.append(self.refused)
-        return ", ".join(parts)
+FLOOR_DB = 10.0
+SLACK_DB = 1.0
+"""The gate's samples are others than the selection's: ask for a little more than is needed."""
 
 
 @dataclass(frozen=True)
 class Found:
-    """The plan chosen and what it was chosen from."""
+    """The plans in the order in which the gate should try them.
 
-    chosen: Candidate
+    Attributes:
+        order: what to try, first the best.
+        candidates: all that were looked at.
+        how: how the first was chosen.
+        costs: measured costs behind the proposals, None where none were needed.
+    """
+
+    order: tuple[Candidate, ...]
     candidates: tuple[Candidate, ...]
     how: str
     costs: Any = None
+
+    def chosen(self, taken: Candidate) -> tuple[Candidate, ...]:
+        """The candidates, with the one that the gate took marked."""
+        return tuple(replace(c, chosen=c.build is taken.build) for c in self.candidates)
 
 
 def search(
     job: Job, builder: Builder, start: PrecisionPlan, *, replay: bool, reporter: Reporter
 ) -> Found:
-    """The plan as it stands, built."""
-    one = Candidate("all that can be integer", builder.build(start))
-    return Found(one, (one,), "every layer that can be integer is integer")
+    """Propose plans, race them, order them.
+
+    Args:
+        job: model, data, options.
+        builder: builds plans.
+        start: everything integer that can be, with the user's pins.
+        replay: take ``start`` as it is (``--locked``).
+        reporter: is told how far it is.
+    """
+    race = Race(
+        builder, job.float_path, job.data.selection(), job.options.threads, job.options.custom_ops
+    )
+    first = race.accuracy("all that can be integer", start)
+    if replay or all(layer.pinned for layer in start.layers):
+        how = "replayed from the lock" if replay else "every layer is pinned by the user"
+        return Found((first,), (first,), how)
+    candidates = [first]
+    for name, plan in _variants(job, start):
+        candidates.append(race.accuracy(name, plan))
+    reporter.advance(0.3, 1.0)
+    candidates = race.time(candidates)
+    proposer = Proposer(job, builder, race, start)
+    proposed = proposer.propose(candidates, needed_db(job), reporter)
+    if proposed:
+        candidates += race.time(proposed)
+    reporter.advance(1.0, 1.0)
+    order = _ordered(candidates, job)
+    if not order:
+        return Found(tuple(candidates[:1]), tuple(candidates), "nothing that was tried can run")
+    return Found(order, tuple(candidates), _how(order[0], order), proposer.costs)
+
+
+def needed_db(job: Job) -> float:
+    """SQNR that a plan must have to be tried first."""
+    limit = job.limits().min_sqnr
+    if limit is not None:
+        return limit + SLACK_DB
+    return 0.0 if job.data.metric is not None else FLOOR_DB + SLACK_DB
+
+
+def _variants(job: Job, start: PrecisionPlan) -> list[tuple[str, PrecisionPlan]]:
+    """Other forms for whole kinds of layers, each a plan of its own."""
+    found = []
+    known = start.by_origin()
+    able = [u for u in units(job.prepared.sites) if u.dynamic and u.origin in known]
+    names = [u.origin for u in able if not known[u.origin].pinned]
+    recurrent = [u.origin for u in able if u.site.op_type in ("LSTM", "GRU") and u.origin in names]
+    products = [n for n in names if n not in recurrent]
+    why = "scales found at run time"
+    if recurrent:
+        start = start.with_choice(recurrent, INT8_DYNAMIC, why)
+        found.append(("recurrent layers dynamic", start))
+    if products:
+        found.append(("products dynamic", start.with_choice(products, INT8_DYNAMIC, why)))
+    compute = {s.origin for s in job.prepared.sites if s.role == "compute"}
+    others = [c.origin for c in start.layers if c.origin not in compute and c.precision == INT8]
+    if products and others:
+        lean = start.with_choice(products, INT8_DYNAMIC, why)
+        found.append(
+            ("products dynamic, the rest float", lean.with_choice(others, "float", "only products"))
+        )
+    return found
+
+
+def _ordered(candidates: Sequence[Candidate], job: Job) -> tuple[Candidate, ...]:
+    """Those that keep the limits by worth, then the others by accuracy."""
+    able = [c for c in candidates if not c.refused and c.speedup is not None]
+    needed = needed_db(job)
+    good = [c for c in able if c.sqnr_db is None or c.sqnr_db >= needed]
+    fast = [c for c in good if (c.speedup or 0.0) >= job.options.min_speedup]
+    first = sorted(fast, key=lambda c: -c.worth())
+    rest = [c for c in able if c not in first]
+    rest.sort(key=lambda c: (c not in good, -(c.sqnr_db or 0.0)))
+    return tuple(first + rest)
+
+
+def _how(best: Candidate, order: Sequence[Candidate]) -> str:
+    if len(order) == 1:
+        return f"{best.name}: nothing else to choose from"
+    return f"{best.name}: the best of {len(order)} artifacts timed side by side"

@@ -1,0 +1,125 @@
+"""Candidates side by side: built, run on selection samples, timed interleaved in one process."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from qcompile.backends.ort import open_session
+from qcompile.build import Build, Builder
+from qcompile.compare import OutputComparison, compare_outputs
+from qcompile.data.inputs import Feed
+from qcompile.ir.errors import ModelError
+from qcompile.ir.plan import PrecisionPlan
+from qcompile.measure import measure_many
+
+__all__ = ["FLOAT_NAME", "Candidate", "Race"]
+
+FLOAT_NAME = "float"
+SECONDS_EACH = 1.5
+WIDTH = 0.03
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One plan that was built and judged on selection samples.
+
+    Attributes:
+        name: how it came about.
+        build: its models.
+        ms: median latency, None when not timed.
+        speedup: against the user's float model.
+        sqnr_db: least SQNR over float outputs on selection samples; None without float outputs.
+        refused: why it cannot be delivered, "" when nothing speaks against it.
+        chosen: it is the one that was taken.
+    """
+
+    name: str
+    build: Build
+    ms: float | None = None
+    speedup: float | None = None
+    sqnr_db: float | None = None
+    refused: str = ""
+    chosen: bool = False
+
+    def text(self) -> str:
+        """One line for people."""
+        parts = [self.name]
+        if self.speedup is not None:
+            parts.append(f"{self.speedup:.2f}x")
+        if self.sqnr_db is not None:
+            parts.append(f"{self.sqnr_db:.1f} dB")
+        if self.refused:
+            parts.append(self.refused)
+        return ("-> " if self.chosen else "   ") + ", ".join(parts)
+
+    def worth(self) -> float:
+        """Speed-up times the share of the output's amplitude that is not noise.
+
+        The default knee: at 10 dB a third of the amplitude is noise, at 20 dB a tenth, at 30 dB 3 %,
+        so that a little speed is given for accuracy while accuracy is poor, and none later on.
+        """
+        noise = 0.0 if self.sqnr_db is None else min(1.0, 10.0 ** (-self.sqnr_db / 20.0))
+        return (self.speedup or 0.0) * (1.0 - noise)
+
+
+@dataclass
+class Race:
+    """Judges candidates of one model, each once.
+
+    Attributes:
+        builder: builds plans.
+        float_path: the user's model.
+        feeds: selection samples.
+        threads: as deployed.
+        custom_ops: library with custom operators.
+    """
+
+    builder: Builder
+    float_path: Path
+    feeds: Sequence[Feed]
+    threads: int | None
+    custom_ops: Path | None
+
+    def __post_init__(self) -> None:
+        """Run the float model once."""
+        session = open_session(self.float_path, threads=self.threads, custom_ops=self.custom_ops)
+        self._reference = [session.run(feed) for feed in self.feeds]
+
+    def accuracy(self, name: str, plan: PrecisionPlan) -> Candidate:
+        """Build a plan and compare its outputs with float's."""
+        build = self.builder.build(plan)
+        try:
+            session = open_session(build.path, threads=self.threads, custom_ops=self.custom_ops)
+            compared: dict[str, OutputComparison] = {}
+            for i, feed in enumerate(self.feeds):
+                compare_outputs(compared, str(i), None, self._reference[i], session.run(feed))
+        except ModelError as e:
+            return Candidate(name, build, refused=f"ONNX Runtime refuses it: {e}")
+        results = [c.result() for c in compared.values()]
+        found = [r.sqnr_db for r in results if r.sqnr_db is not None and not r.zero]
+        broken = next((r.name for r in results if r.nonfinite), None)
+        refused = f"output '{broken}' holds NaN or infinity" if broken else ""
+        return Candidate(name, build, sqnr_db=min(found, default=None), refused=refused)
+
+    def time(self, candidates: Sequence[Candidate]) -> list[Candidate]:
+        """The candidates with their latencies; those that cannot run are left as they are."""
+        able = {f"c{i}": c for i, c in enumerate(candidates) if not c.refused}
+        if not able:
+            return list(candidates)
+        paths: dict[str, Path] = {FLOAT_NAME: self.float_path}
+        paths |= {key: c.build.path for key, c in able.items()}
+        found = measure_many(
+            paths,
+            self.feeds,
+            threads=self.threads,
+            budget_s=SECONDS_EACH * len(paths),
+            half_width=WIDTH,
+            custom_ops=self.custom_ops,
+        )
+        timed: Mapping[str, Candidate] = {
+            key: replace(c, ms=found.models[key].p50_ms, speedup=found.speedup(key).value)
+            for key, c in able.items()
+        }
+        return [timed.get(f"c{i}", c) for i, c in enumerate(candidates)]
