@@ -95,18 +95,21 @@ def test_overridable_initializers_stay_overridable() -> None:
 @pytest.mark.parametrize(
     ("kind", "values", "ir"),
     [
-        (TensorProto.INT4, [-8, 7, 3], 10),
-        (TensorProto.UINT4, [0, 15, 3], 10),
-        (TensorProto.INT2, [-2, 1, 0, 1, -1], 13),
-        (TensorProto.UINT2, [3, 0, 1, 2, 3], 13),
+        ("INT4", [-8, 7, 3], 10),
+        ("UINT4", [0, 15, 3], 10),
+        ("INT2", [-2, 1, 0, 1, -1], 13),
+        ("UINT2", [3, 0, 1, 2, 3], 13),
     ],
 )
 def test_small_integers_survive_and_raise_the_ir_version(
-    kind: int, values: list[int], ir: int, tmp_path: Path
+    kind: str, values: list[int], ir: int, tmp_path: Path
 ) -> None:
-    name = TensorProto.DataType.Name(kind).lower()
-    proto = parse(f"g () => ({name}[{len(values)}] y) {{ y = Identity(w) }}", 8, 25)
-    proto.graph.initializer.append(helper.make_tensor("w", kind, [len(values)], values))
+    if not hasattr(TensorProto, kind):
+        pytest.skip("not in the installed onnx")
+    opset = 25 if kind.endswith("2") else 21
+    proto = parse(f"g () => ({kind.lower()}[{len(values)}] y) {{ y = Identity(w) }}", 8, opset)
+    dtype = getattr(TensorProto, kind)
+    proto.graph.initializer.append(helper.make_tensor("w", dtype, [len(values)], values))
     model = load_model(proto).model
     save_model(model, tmp_path / "m.onnx")
     saved = onnx.load(tmp_path / "m.onnx")
@@ -118,24 +121,23 @@ def test_small_integers_survive_and_raise_the_ir_version(
 def test_many_small_integers_are_spliced() -> None:
     proto = parse("g () => (int4[100000] y) { y = Identity(w) }")
     values = np.random.default_rng(0).integers(-8, 8, 100_000)
-    packed = values.astype(ml_dtypes.int4)
-    proto.graph.initializer.append(numpy_helper.from_array(packed, "w"))
+    packed = ((values[0::2] & 15) | (values[1::2] & 15) << 4).astype(np.uint8).tobytes()
+    proto.graph.initializer.add(
+        name="w", data_type=TensorProto.INT4, dims=[100_000], raw_data=packed
+    )
     weight = constant(load_model(proto).model.graph.initializers["w"])
     assert weight is not None
     np.testing.assert_array_equal(weight.astype(int), values)
-    saved = again(proto).graph.initializer[0]
-    assert len(saved.raw_data) == 50_000
-    np.testing.assert_array_equal(numpy_helper.to_array(saved).astype(int), values)
+    assert again(proto).graph.initializer[0].raw_data == packed
 
 
 @pytest.mark.parametrize("dtype", [ml_dtypes.bfloat16, np.float16, np.float64, np.bool_, np.int8])
 def test_other_types_survive(dtype: type) -> None:
-    array = np.arange(-3000, 3000).astype(dtype)
-    tensor = numpy_helper.from_array(array, "w")
-    name = TensorProto.DataType.Name(tensor.data_type).lower()
-    proto = parse(f"g () => ({name}[6000] y) {{ y = Identity(w) }}")
-    proto.graph.initializer.append(tensor)
-    np.testing.assert_array_equal(numpy_helper.to_array(again(proto).graph.initializer[0]), array)
+    data = np.arange(-3000, 3000).astype(dtype).tobytes()
+    kind = oir.DataType.from_numpy(np.dtype(dtype))
+    proto = parse(f"g () => ({kind.name.lower()}[6000] y) {{ y = Identity(w) }}")
+    proto.graph.initializer.add(name="w", data_type=int(kind), dims=[6000], raw_data=data)
+    assert again(proto).graph.initializer[0].raw_data == data
 
 
 def test_strings_and_empty_tensors_survive() -> None:
