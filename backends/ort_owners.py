@@ -68,6 +68,7 @@ def find_owners(tagged: Tagged, kernels: Sequence[Kernel]) -> Owners:
         for hit in hits:
             _claim(owner, hit, index, kernels, sources)
     readers = _readers(sources)
+    _adopt(tagged, kernels, anchors, layout, owner, folded, readers)
     fused = {
         index
         for index, hits in enumerate(anchors)
@@ -175,6 +176,51 @@ def _claim(
         base(kernels[known].op_type) != wanted and base(kernels[index].op_type) == wanted
     ):
         owner[node] = index
+
+
+def _adopt(
+    tagged: Tagged,
+    kernels: Sequence[Kernel],
+    anchors: list[tuple[int, ...]],
+    layout: Mapping[int, str],
+    owner: dict[int, int],
+    folded: frozenset[int],
+    readers: Mapping[str, Sequence[int]],
+) -> None:
+    """Kernels without tags come from function bodies (HardSwish -> HardSigmoid, Mul).
+
+    The first does the work of a node that reads the same tensor and has no kernel yet (or whose
+    kernel reads what this one writes), the next ones go on with it. Adds to ``anchors`` and
+    ``owner``.
+    """
+    adopted: dict[str, tuple[int, ...]] = {}
+    takers: dict[str, list[int]] = {}
+    for index, kernel in enumerate(kernels):
+        for name in kernel.inputs:
+            takers.setdefault(name, []).append(index)
+    for index, kernel in enumerate(kernels):
+        if anchors[index] or index in layout:
+            continue
+        read = [n for name in kernel.inputs for n in _names_of(name, tagged)]
+        same = [r for n in read for r in readers.get(n, ()) if r not in folded]
+        free = [r for r in same if r not in owner]
+        behind = {a for name in kernel.outputs for t in takers.get(name, ()) for a in anchors[t]}
+        shared = [r for r in same if r in behind]
+        if shared:
+            anchors[index] = (shared[0],)
+        elif free:
+            owner[free[0]] = index
+            anchors[index] = (free[0],)
+        else:
+            before = next((adopted[name] for name in kernel.inputs if name in adopted), ())
+            anchors[index] = before
+        adopted.update(dict.fromkeys(kernel.outputs, anchors[index]))
+
+
+def _names_of(name: str, tagged: Tagged) -> list[str]:
+    """The file's names of a tensor of ONNX Runtime's graph."""
+    own = tagged.found((name,))
+    return [n for i in own for n in tagged.sources[i].outputs if n] or [name]
 
 
 def _readers(sources: Sequence[Source]) -> dict[str, list[int]]:

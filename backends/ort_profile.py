@@ -124,7 +124,7 @@ class Profiler:
             raise ModelError(f"ONNX Runtime's profile cannot be read: {e}") from e
         finally:
             self._folder.cleanup()
-        return _kernels(events, {node.name: node for node in _nodes(graph)}, skip)
+        return _kernels(events, list(_nodes(graph)), skip)
 
 
 def profile_model(
@@ -152,9 +152,10 @@ def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
 
 
 def _kernels(
-    events: Sequence[Mapping[str, Any]], nodes: Mapping[str, onnx.NodeProto], skip: int
+    events: Sequence[Mapping[str, Any]], graph: Sequence[onnx.NodeProto], skip: int
 ) -> list[Kernel]:
     """Events of all runs -> one kernel a node; times of one run are added, then averaged."""
+    nodes = {node.name: node for node in graph if node.name}
     starts = sorted(e["ts"] for e in events if e["name"] == "model_run")
     suffix = "_kernel_time"
     ordered = sorted(
@@ -171,21 +172,31 @@ def _kernels(
         # the profiler cuts to whole microseconds: half of one is lost on average
         seen[run] = seen.get(run, 0.0) + (event["dur"] + 0.5) * 1e3
         last[name] = event["args"]
+    # nodes without a name (bodies of inlined functions) are called "Op_index" in the profile; they
+    # stand in the graph in the order in which they run
+    unnamed: dict[str, list[onnx.NodeProto]] = {}
+    for node in graph:
+        if not node.name:
+            unnamed.setdefault(node.op_type, []).append(node)
     found = []
     for name, by_run in times.items():
-        args, node = last[name], nodes.get(name)
+        args = last[name]
+        op_type = args["op_name"]
+        matched = nodes.get(name)
+        if matched is None and name.startswith(f"{op_type}_") and unnamed.get(op_type):
+            matched = unnamed[op_type].pop(0)
         each = [ns for run, ns in by_run.items() if run >= skip]
         found.append(
             Kernel(
                 name=name,
-                op_type=args["op_name"],
-                domain="" if node is None else node.domain,
-                inputs=() if node is None else tuple(node.input),
-                outputs=() if node is None else tuple(node.output),
+                op_type=op_type,
+                domain="" if matched is None else matched.domain,
+                inputs=() if matched is None else tuple(matched.input),
+                outputs=() if matched is None else tuple(matched.output),
                 read=_infos(args.get("input_type_shape", [])),
                 written=_infos(args.get("output_type_shape", [])),
                 ns=_typical(each) if each else 0.0,
-                channels_last=node is not None and _channels_last(node),
+                channels_last=matched is not None and _channels_last(matched),
             )
         )
     return found
