@@ -33,7 +33,7 @@ def inline_functions(model: oir.Model) -> list[Note]:
     order = _callers_first(model)
     for rank, key in enumerate(order):
         _name_steps(model.functions[key].graph, rank)
-    _unify_opsets(model)
+    notes = _unify_opsets(model)
     count = len(model.functions)
     try:
         InlinePass()(model)
@@ -54,7 +54,9 @@ def inline_functions(model: oir.Model) -> list[Note]:
             node.metadata_props[ORIGIN_KEY] = node.name
             for step in [k for k in node.metadata_props if k.startswith(_STEP_KEY)]:
                 del node.metadata_props[step]
-    return [Note("", f"{count} model-local functions inlined", True)] if count else []
+    if count:
+        notes.append(Note("", f"{count} model-local functions inlined", True))
+    return notes
 
 
 def _drop_unused(model: oir.Model) -> None:
@@ -98,26 +100,34 @@ def _name_steps(body: oir.Graph, rank: int) -> None:
         node.metadata_props[f"{_STEP_KEY}{rank}"] = node.metadata_props.pop(ORIGIN_KEY)
 
 
-def _unify_opsets(model: oir.Model) -> None:
+def _unify_opsets(model: oir.Model) -> list[Note]:
     """Let model and functions import the same opsets, since a body takes the model's when inlined.
 
-    Only where no operator of the older side has changed in between.
+    The older side is upgraded.
+
+    Raises:
+        ModelError: an operator of the older side cannot be written in the newer opset.
     """
     from qcompile.ir.upgrade import upgrade_graph
 
     newest = max(
         [model.opset_imports.get("", 1), *(f.opset_imports.get("", 1) for f in _bodies(model))]
     )
-    graphs = [model.graph, *_bodies(model)]
-    for graph in graphs:
+    notes: list[Note] = []
+    for graph in [model.graph, *_bodies(model)]:
         if "" not in graph.opset_imports or graph.opset_imports[""] == newest:
             continue
-        upgrade_graph(graph, newest, function=graph is not model.graph)
+        before = graph.opset_imports[""]
+        done = upgrade_graph(graph, newest, function=graph is not model.graph)
+        if graph is model.graph:
+            text = f"opset raised from {before} to {newest}, which the model's functions are in"
+            notes += [Note("", text, True), *done]
         if graph.opset_imports[""] != newest:
             raise ModelError(
                 f"function '{graph.name}' is written for opset {graph.opset_imports['']}, the model "
-                f"for {newest}, and the operators in between differ; export the model anew"
+                f"for {newest}, and that cannot be written in one: {done[-1].text}; export the model anew"
             )
+    return notes
 
 
 def _bodies(model: oir.Model) -> list[oir.Graph]:

@@ -90,9 +90,13 @@ def _upsample_scales(node: oir.Node, editor: Editor) -> Edit:
     return edit
 
 
+_ENLARGES = "qcompile.enlarges"
+
+
 def _upsample(node: oir.Node, editor: Editor) -> Edit:
     def edit() -> None:
         node.op_type = "Resize"
+        node.meta[_ENLARGES] = True
 
     return edit
 
@@ -100,7 +104,7 @@ def _upsample(node: oir.Node, editor: Editor) -> Edit:
 def _resize11(node: oir.Node, editor: Editor) -> Edit:
     # Before 11: output position / scale; nearest rounds down enlarging, up shrinking (ONNX Runtime)
     rounding = "floor"
-    if attribute(node, "mode", "nearest") == "nearest":
+    if attribute(node, "mode", "nearest") == "nearest" and _ENLARGES not in node.meta:
         found = constant(input_of(node, 1))
         if found is None:
             raise BlockedError("has scales that are not constant, which decide how it rounds")
@@ -126,9 +130,12 @@ def _resize11(node: oir.Node, editor: Editor) -> Edit:
 def _resize13(node: oir.Node, editor: Editor) -> Edit | None:
     if attribute(node, "coordinate_transformation_mode") == "tf_half_pixel_for_nn":
         raise BlockedError("uses tf_half_pixel_for_nn, which opset 13 no longer has")
-    empty = [
-        i for i in (1, 2) if (array := constant(input_of(node, i))) is not None and not array.size
-    ]
+    arrays = [constant(input_of(node, i)) for i in (1, 2)]
+    empty = [i for i, array in enumerate(arrays, 1) if array is not None and not array.size]
+    if input_of(node, 3) is not None:
+        # sizes decide; scales had to be there, but empty, and now must not be
+        empty = sorted({*empty, 2})
+    empty = [i for i in empty if input_of(node, i) is not None]
     if not empty:
         return None
 
@@ -312,6 +319,10 @@ def _group_norm(node: oir.Node, editor: Editor) -> Edit:
     return edit
 
 
+def _removed(node: oir.Node, editor: Editor) -> Edit | None:
+    raise BlockedError("was experimental and no longer exists")
+
+
 _AXES_INPUT = "axes became an input"
 _REDUCE = (
     "ReduceL1",
@@ -324,6 +335,18 @@ _REDUCE = (
     "ReduceProd",
     "ReduceSumSquare",
 )
+_EXPERIMENTAL = (
+    "ATen",
+    "Affine",
+    "Crop",
+    "DynamicSlice",
+    "GRUUnit",
+    "GivenTensorFill",
+    "ImageScaler",
+    "ParametricSoftplus",
+    "Scale",
+    "ScaledTanh",
+)
 
 RULES: dict[tuple[str, int], tuple[Rule, str]] = {
     ("BatchNormalization", 9): (_batchnorm9, "spatial dropped"),
@@ -332,6 +355,7 @@ RULES: dict[tuple[str, int], tuple[Rule, str]] = {
     ("Slice", 10): (_slice, "starts, ends, axes became inputs"),
     ("TopK", 10): (_topk, "k became an input"),
     ("Upsample", 10): (_upsample, "became Resize"),
+    **{(op, 10): (_removed, "") for op in _EXPERIMENTAL},
     ("Clip", 11): (_clip, "limits became inputs"),
     ("Pad", 11): (_pad, "pads and value became inputs"),
     ("Resize", 11): (_resize11, "coordinates and rounding written out"),

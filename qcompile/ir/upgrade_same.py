@@ -22,7 +22,7 @@ SAME: dict[int, frozenset[str]] = {
     for opset, names in {
         8: "Max MaxPool Mean Min Sum",
         9: "Cast Constant Flatten Gemm Greater Less MatMul PRelu",
-        10: "AveragePool MaxPool",
+        10: "AveragePool MaxPool ThresholdedRelu",
         11: "ArgMax ArgMin AveragePool Compress Concat Constant Conv ConvTranspose DepthToSpace "
         "Equal Flatten Gather Gemm Hardmax If LogSoftmax Loop LpPool MaxPool MaxUnpool "
         "NonMaxSuppression OneHot ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax "

@@ -137,6 +137,23 @@ RULES = {
         "g (float[2,3,4,4] x) => (float[N,C,H,W] y) <float[0] e={}, int64[4] "
         'z={2,3,8,6}> { y = Resize<mode="linear">(x, e, e, z) }',
     ),
+    "resize11_scales_of_no_elements": (
+        11,
+        13,
+        "g (float[2,3,4,4] x) => (float[N,C,H,W] y) <float[0] r = {}, int64[4] z={2,3,8,6}> "
+        "{ e = Identity(r) y = Resize(x, r, e, z) }",
+    ),
+    "upsample_computed_scales": (
+        9,
+        13,
+        "g (float[2,3,4,4] x) => (float[N,C,H,W] y) <float[4] s={1,1,1.7,2.3}> "
+        "{ e = Identity(s) y = Upsample(x, e) }",
+    ),
+    "thresholded_relu": (
+        9,
+        13,
+        "g (float[2,3,4,4] x) => (float[N,C,H,W] y) { y = ThresholdedRelu<alpha=0.5>(x) }",
+    ),
     "clip": (
         9,
         13,
