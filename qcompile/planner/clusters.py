@@ -39,12 +39,12 @@ def measure_clusters(
     late: Callable[[], bool],
     progress: Callable[[int], None],
 ) -> dict[str, Share]:
-    """The share of every unit that was reached, on the first sample.
+    """The share of every unit, on the first sample.
 
     Args:
         session: the gated session.
         gates: units to measure, those first that matter first.
-        late: whether time is up.
+        late: whether time is up; one measurement of each operator is made whatever it says.
         progress: called with how many units are measured alone or need no splitting any more.
     """
     kinds: dict[tuple[str, str], list[Gate]] = {}
@@ -66,8 +66,6 @@ def measure_clusters(
             heapq.heappush(heap, (-error, count, cluster))
 
     for cluster in kinds.values():
-        if late():
-            return found
         look(cluster)
     while heap:
         _, _, cluster = heapq.heappop(heap)

@@ -117,6 +117,7 @@ class _Builder:
         self.quantized = quantized
         self.gates: dict[str, Gate] = {}
         self._taken = used_names(work.graph)
+        self._counts: dict[str, int] = {}
         self._flags: list[oir.Value] = []
         self._vector = oir.Value(name=self.fresh(FLAGS), type=oir.TensorType(oir.DataType.BOOL))
 
@@ -312,10 +313,11 @@ class _Builder:
 
     def fresh(self, base: str) -> str:
         """A name that nothing uses yet, subgraphs included."""
-        name, count = base, 0
+        name = base
         while name in self._taken:
-            count += 1
-            name = f"{base}_g{count}"
+            # Bases repeat by the thousand ("flag", "q"), so counting goes on where it stopped.
+            self._counts[base] = self._counts.get(base, -1) + 1
+            name = f"{base}_g{self._counts[base]}"
         self._taken.add(name)
         return name
 
