@@ -104,13 +104,16 @@ class Energy:
         top = float(capped.max(axis=1, initial=0.0).sum() + self._arcs.error.sum())
         bits = min(36, _BITS - self.most_ns.bit_length())
         self.unit_error = max(top / (1 << bits), 1e-300) if top else 1.0
-        self.units = np.rint(capped / self.unit_error).astype(np.int64)
-        self._arc_units = np.rint(self._arcs.error / self.unit_error).astype(np.int64)
+        self.units = self._in_units(capped)
+        self._arc_units = self._in_units(self._arcs.error)
         most_units = self.units.max(axis=1, initial=0).sum() + self._arc_units.sum()
         self.most_units = int(most_units) + 1
-        self.write_units = [
-            round(min(t.write_error, ERROR_CAP) / self.unit_error) for t in problem.tensors
-        ]
+        writes = np.array([t.write_error for t in problem.tensors], dtype=np.float64)
+        self.write_units: list[int] = self._in_units(np.minimum(writes, ERROR_CAP)).tolist()
+
+    def _in_units(self, error: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
+        """Whole units, at least one for any error, so that the least error is found exactly."""
+        return np.maximum(np.rint(error / self.unit_error), error > 0).astype(np.int64)
 
     # -- what a labelling costs ------------------------------------------------------------
 
