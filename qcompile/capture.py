@@ -7,13 +7,13 @@ from pathlib import Path
 
 import onnx_ir as oir
 
-from qcompile.backends.ort import open_session
+from qcompile.backends.ort import Session, open_session
 from qcompile.data.inputs import Feed
 from qcompile.ir.errors import CalibrationError, ModelError
-from qcompile.ir.graph import drop_unused
+from qcompile.ir.graph import drop_unused, fresh_name
 from qcompile.ir.save import save_model
 
-__all__ = ["capture"]
+__all__ = ["capture", "tensor_sizes"]
 
 
 def capture(
@@ -42,20 +42,16 @@ def capture(
     Raises:
         CalibrationError: a tensor is not in the graph, or a feed does not run.
     """
-    work = model.clone()
-    graph = work.graph
-    inputs = {value.name for value in graph.inputs}
-    made = {value.name: value for node in graph for value in node.outputs if value.name}
+    inputs = {value.name for value in model.graph.inputs}
     inner = [name for name in dict.fromkeys(tensors) if name not in inputs]
-    for name in inner:
-        if name not in made:
-            raise CalibrationError(f"tensor '{name}' is not in the main graph, so nothing holds it")
     if not inner:
         for feed in feeds:
             yield {name: feed[name] for name in tensors}
         return
-    graph.outputs.clear()
-    graph.outputs.extend(made[name] for name in inner)
+    work = model.clone()
+    made = _made(work, inner)
+    work.graph.outputs.clear()
+    work.graph.outputs.extend(made)
     drop_unused(work)
     save_model(work, path)
     session = open_session(
@@ -66,10 +62,64 @@ def capture(
         keep_arena=True,
         optimize=optimize,
     )
-    wanted = [port.name for port in session.inputs]
     for index, feed in enumerate(feeds):
-        try:
-            values = session.run({name: feed[name] for name in wanted}, inner)
-        except (ModelError, KeyError) as e:
-            raise CalibrationError(f"sample {index} does not run: {e}") from e
+        values = _run(session, feed, inner, index)
         yield {name: feed[name] if name in inputs else values[name] for name in tensors}
+
+
+def tensor_sizes(
+    model: oir.Model,
+    tensors: Sequence[str],
+    feed: Feed,
+    path: Path,
+    *,
+    custom_ops: Path | None = None,
+) -> dict[str, int]:
+    """Bytes of each tensor when ``feed`` runs; none of them leaves the runtime for that.
+
+    Raises:
+        CalibrationError: a tensor is not in the graph, or the feed does not run.
+    """
+    inputs = {value.name for value in model.graph.inputs}
+    sizes = {name: feed[name].nbytes for name in tensors if name in inputs}
+    inner = [name for name in dict.fromkeys(tensors) if name not in inputs]
+    if not inner:
+        return sizes
+    work = model.clone()
+    graph = work.graph
+    made = _made(work, inner)
+    graph.outputs.clear()
+    for value in made:
+        result = oir.Value(
+            name=fresh_name(graph, f"{value.name}_size"),
+            type=oir.TensorType(oir.DataType.INT64),
+            shape=oir.Shape([]),
+        )
+        graph.append(oir.Node("", "Size", [value], outputs=[result]))
+        graph.outputs.append(result)
+    names = [value.name or "" for value in graph.outputs]
+    drop_unused(work)
+    save_model(work, path)
+    session = open_session(path, custom_ops=custom_ops, variable_shapes=True)
+    found = _run(session, feed, names, 0)
+    for value, name in zip(made, names, strict=True):
+        sizes[value.name or ""] = int(
+            int(found[name]) * (value.dtype.itemsize if value.dtype else 4)
+        )
+    return sizes
+
+
+def _made(model: oir.Model, names: Sequence[str]) -> list[oir.Value]:
+    found = {value.name: value for node in model.graph for value in node.outputs if value.name}
+    for name in names:
+        if name not in found:
+            raise CalibrationError(f"tensor '{name}' is not in the main graph, so nothing holds it")
+    return [found[name] for name in names]
+
+
+def _run(session: Session, feed: Feed, outputs: Sequence[str], index: int) -> Feed:
+    try:
+        inputs = {port.name: feed[port.name] for port in session.inputs}
+        return session.run(inputs, outputs)
+    except (ModelError, KeyError) as e:
+        raise CalibrationError(f"sample {index} does not run: {e}") from e

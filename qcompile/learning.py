@@ -9,19 +9,17 @@ each layer, whether what was learned is kept.
 from __future__ import annotations
 
 import time
-import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, cast
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as oir
 
-from qcompile.calibrators.gram import GramStore, Window, block_count, columns, split_blocks
+from qcompile.calibrators.gram import GramStore, split_blocks
 from qcompile.calibrators.rounding import round_weights, shrink_scales
-from qcompile.capture import capture
 from qcompile.data.inputs import Feed
 from qcompile.ir.affine import QParams, TensorRange, quantize_weight
 from qcompile.ir.graph import attribute, constant, default_opset
@@ -35,24 +33,13 @@ from qcompile.passes.integer_region import Region, integer_region
 from qcompile.passes.quantizable import Site
 from qcompile.passes.quantize_weights import choose_weights, weight_keys
 from qcompile.passes.share_scales import choose_scales
+from qcompile.weight_inputs import LIMIT, Gathering, Source, source_of, unfit
 
 __all__ = ["Learned", "learn_weights"]
 
 Method = Literal["nearest", "rounding"]
 FloatArray = npt.NDArray[np.float32]
 Array = npt.NDArray[np.float64]
-
-WIDEST = 1536
-"""Inputs of one output channel whose covariances are all kept; wider layers are cut into runs."""
-
-POSITIONS = (2048, 16384)
-"""Least and most positions of a layer's input to learn from, over all samples."""
-
-HELD_BYTES = 2 * 2**20
-"""What is kept of each layer's held-back inputs, about."""
-
-GRAM_BYTES = 256 * 2**20
-"""Covariances held at once; layers beyond take another pass over the samples."""
 
 
 @dataclass(frozen=True)
@@ -71,23 +58,12 @@ class Learned:
 
 
 @dataclass(frozen=True)
-class _Source:
-    """What a weight is multiplied with: a tensor, seen through a window."""
-
-    tensor: str
-    window: Window | None
-    turned: bool
-    channels: int
-    blocks: int
-
-
-@dataclass(frozen=True)
 class _Layer:
     """A weight, its readers and what they read."""
 
     key: str
     sites: tuple[Site, ...]
-    sources: tuple[_Source, ...]
+    sources: tuple[Source, ...]
     plain: IntegerWeight
     shares: tuple[bool, ...]
     """For each reader, whether its bias can be shifted."""
@@ -164,9 +140,12 @@ def learn_weights(
     layers, notes = _layers(model, target, ranges, plan)
     second = method == "rounding"
     learner = _Learner(deadline if second else None, sweeps, len(layers), progress)
-    for part in _parts(layers, memory_limit or GRAM_BYTES, second):
-        stores = _gather(model, part, feeds, second, seed, work, threads, custom_ops)
-        for layer in sorted(part, key=_Layer.cost):
+    gathering = Gathering(model, feeds, work, second, seed, threads, custom_ops)
+    by_key = {layer.key: layer for layer in layers}
+    wanted = {layer.key: layer.sources for layer in layers}
+    for part in gathering.parts(wanted, memory_limit or LIMIT):
+        stores = gathering.gather([s for key in part for s in wanted[key]])
+        for layer in sorted((by_key[key] for key in part), key=_Layer.cost):
             learner.learn(layer, stores)
     return Learned(learner.weights, learner.shifts, (*notes, *learner.notes))
 
@@ -181,11 +160,11 @@ def _layers(
     notes: list[Note] = []
     found: list[_Layer] = []
     for key, sites in _readers(region).items():
-        reason = _unfit(sites[0])
+        reason = unfit(sites[0])
         if reason:
             notes.append(Note(sites[0].origin, f"weights rounded to nearest: {reason}"))
             continue
-        sources = tuple(_source(site) for site in sites)
+        sources = tuple(source_of(site) for site in sites)
         shares = tuple(not takes_shift(s.node, default_opset(model)) for s in sites)
         found.append(_Layer(key, tuple(sites), sources, state.weights[key], shares))
     return found, notes
@@ -196,111 +175,6 @@ def _readers(region: Region) -> dict[str, list[Site]]:
     for node, key in weight_keys(region).items():
         found.setdefault(key, []).append(region.sites[node])
     return found
-
-
-def _unfit(site: Site) -> str:
-    array = constant(site.weight)
-    if site.op_type not in ("Conv", "MatMul", "Gemm"):
-        return f"{site.op_type} has no learned form"
-    if array is None or (site.op_type == "MatMul" and array.ndim != 2):
-        return "its weight is no matrix"
-    if site.op_type == "Conv" and attribute(site.node, "auto_pad", "NOTSET") != "NOTSET":
-        return "its padding follows from the input's shape"
-    return ""
-
-
-def _source(site: Site) -> _Source:
-    array, node = constant(site.weight), site.node
-    shape = () if array is None else array.shape
-    tensor = node.inputs[0]
-    name = "" if tensor is None else tensor.name or ""
-    if site.op_type != "Conv":
-        turned = bool(attribute(node, "transA", 0)) if site.op_type == "Gemm" else False
-        d = shape[1] if site.op_type == "Gemm" and attribute(node, "transB", 0) else shape[0]
-        return _Source(name, None, turned, d, block_count(d, 1, WIDEST))
-    rank = len(shape) - 2
-    group = cast(int, attribute(node, "group", 1))
-    kernel = tuple(int(k) for k in shape[2:])
-    window = Window(
-        kernel,
-        cast("tuple[int, ...]", attribute(node, "strides", (1,) * rank)),
-        cast("tuple[int, ...]", attribute(node, "pads", (0,) * 2 * rank)),
-        cast("tuple[int, ...]", attribute(node, "dilations", (1,) * rank)),
-        group,
-    )
-    width = int(np.prod(kernel))
-    blocks = block_count(int(shape[1]), width, WIDEST) if group == 1 else 1
-    return _Source(name, window, False, int(shape[1]), blocks)
-
-
-def _gram_bytes(source: _Source) -> int:
-    window = source.window
-    width = 1 if window is None else int(np.prod(window.kernel))
-    groups = 1 if window is None else window.group
-    d = -(-source.channels // source.blocks) * width
-    return 8 * groups * source.blocks * d * d
-
-
-def _parts(layers: list[_Layer], limit: int, second: bool) -> Iterator[list[_Layer]]:
-    """Runs of layers whose covariances fit the limit together; at least one layer each."""
-    part: list[_Layer] = []
-    seen: set[_Source] = set()
-    held = 0
-    for layer in layers:
-        new = [s for s in dict.fromkeys(layer.sources) if s not in seen]
-        size = sum(_gram_bytes(s) for s in new) if second else 0
-        if part and held + size > limit:
-            yield part
-            part, seen, held = [], set(), 0
-            new, size = list(layer.sources), sum(_gram_bytes(s) for s in set(layer.sources))
-        part.append(layer)
-        seen.update(new)
-        held += size
-    if part:
-        yield part
-
-
-def _gather(
-    model: oir.Model,
-    layers: list[_Layer],
-    feeds: Sequence[Feed],
-    second: bool,
-    seed: int,
-    work: Path,
-    threads: int | None,
-    custom_ops: Path | None,
-) -> dict[_Source, GramStore]:
-    """Mean and covariance of every source of ``layers``, and held-back columns."""
-    stores = {s: GramStore(second) for layer in layers for s in layer.sources}
-    tensors = list(dict.fromkeys(s.tensor for s in stores))
-    total = len(feeds)
-    judged = {i for i in range(total) if i % 4 == 3} or ({total - 1} if total > 1 else set())
-    fitting = total - len(judged)
-    path = work / "capture.onnx"
-    runs = capture(model, tensors, feeds, path, custom_ops=custom_ops, threads=threads)
-    for index, values in enumerate(runs):
-        for source, store in stores.items():
-            x = values[source.tensor]
-            x = x.T if source.turned else x
-            name = zlib.crc32(source.tensor.encode())
-            rng = np.random.default_rng([seed, index, name])
-            d = _width(source)
-            if index in judged or total == 1:
-                size = max(16, HELD_BYTES // (4 * d * len(judged or {0})))
-                store.held.append(columns(x, source.window, size, rng))
-            if index not in judged:
-                least, most = POSITIONS
-                wanted = min(max(least, 4 * d), most) if second else least
-                taken = columns(x, source.window, -(-wanted // fitting), rng)
-                if source.blocks > 1:
-                    taken = split_blocks(taken, source.channels, source.blocks)
-                store.update(taken)
-    return stores
-
-
-def _width(source: _Source) -> int:
-    window = source.window
-    return source.channels * (1 if window is None else int(np.prod(window.kernel)) * window.group)
 
 
 @dataclass
@@ -316,7 +190,7 @@ class _Learner:
     notes: list[Note] = field(default_factory=list)
     done: int = 0
 
-    def learn(self, layer: _Layer, stores: Mapping[_Source, GramStore]) -> None:
+    def learn(self, layer: _Layer, stores: Mapping[Source, GramStore]) -> None:
         """Learn ``layer`` from what its sources hold."""
         self.done += 1
         where = layer.sites[0].origin
