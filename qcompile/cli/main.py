@@ -6,6 +6,7 @@ import difflib
 import sys
 import traceback
 from collections.abc import Sequence
+from pathlib import Path
 
 import click
 
@@ -25,7 +26,7 @@ COMMANDS: dict[str, str] = {
 
 
 class _Commands(click.Group):
-    """`qcompile model.onnx ...` means `qcompile compile model.onnx ...`."""
+    """`qcompile model.onnx ...` means `qcompile compile model.onnx ...`, and so does qcompile.toml alone."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -40,6 +41,8 @@ class _Commands(click.Group):
         return loaded
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if not args and Path("qcompile.toml").is_file():
+            args = ["compile"]
         own = {"-h", "--help", "--version", "--debug"}
         first = next((a for a in args if a not in own), None)
         if first is not None and first not in COMMANDS and not set(args) & {"--version"}:
@@ -87,10 +90,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (KeyboardInterrupt, click.Abort):
         _say("interrupted; nothing half-written was left behind")
         return 130
+    except click.exceptions.NoArgsIsHelpError as e:
+        _say(e.format_message())
+        return 2
     except click.ClickException as e:
         _say(f"error: {e.format_message()}")
-        if e.__class__ is click.NoArgsIsHelpError:
-            return 2
         _say("`qcompile --help` lists commands and options")
         return 2
     except QCompileError as e:

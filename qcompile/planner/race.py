@@ -17,7 +17,6 @@ from qcompile.measure import measure_many
 __all__ = ["FLOAT_NAME", "Candidate", "Race"]
 
 FLOAT_NAME = "float"
-SECONDS_EACH = 1.5
 WIDTH = 0.03
 
 
@@ -74,6 +73,7 @@ class Race:
         feeds: selection samples.
         threads: as deployed.
         custom_ops: library with custom operators.
+        seconds_each: time for timing one candidate.
     """
 
     builder: Builder
@@ -81,6 +81,7 @@ class Race:
     feeds: Sequence[Feed]
     threads: int | None
     custom_ops: Path | None
+    seconds_each: float = 1.5
 
     def __post_init__(self) -> None:
         """Run the float model once."""
@@ -114,7 +115,7 @@ class Race:
             paths,
             self.feeds,
             threads=self.threads,
-            budget_s=SECONDS_EACH * len(paths),
+            budget_s=self.seconds_each * len(paths),
             half_width=WIDTH,
             custom_ops=self.custom_ops,
         )

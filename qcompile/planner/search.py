@@ -21,6 +21,8 @@ from qcompile.reporter import Reporter
 __all__ = ["Found", "needed_db", "search"]
 
 FLOOR_DB = 10.0
+SECONDS_EACH = {"fast": 0.5, "default": 1.5, "max": 4.0}
+"""Timing of one candidate in the race."""
 SLACK_DB = 1.0
 """The gate's samples are others than the selection's: ask for a little more than is needed."""
 
@@ -59,7 +61,12 @@ def search(
         reporter: is told how far it is.
     """
     race = Race(
-        builder, job.float_path, job.data.selection(), job.options.threads, job.options.custom_ops
+        builder,
+        job.float_path,
+        job.data.selection(),
+        job.options.threads,
+        job.options.custom_ops,
+        SECONDS_EACH[job.options.effort],
     )
     first = race.accuracy("all that can be integer", start)
     if replay or all(layer.pinned for layer in start.layers):
@@ -70,6 +77,9 @@ def search(
         candidates.append(race.accuracy(name, plan))
     reporter.advance(0.3, 1.0)
     candidates = race.time(candidates)
+    if job.options.effort == "fast" and _ordered(candidates, job, strict=True):
+        order = _ordered(candidates, job)
+        return Found(order, tuple(candidates), _how(order[0], order))
     proposer = Proposer(job, builder, race, start)
     proposed = proposer.propose(candidates, needed_db(job), reporter)
     if proposed:
@@ -113,13 +123,17 @@ def _variants(job: Job, start: PrecisionPlan) -> list[tuple[str, PrecisionPlan]]
     return found
 
 
-def _ordered(candidates: Sequence[Candidate], job: Job) -> tuple[Candidate, ...]:
-    """Those that keep the limits by worth, then the others by accuracy."""
+def _ordered(
+    candidates: Sequence[Candidate], job: Job, *, strict: bool = False
+) -> tuple[Candidate, ...]:
+    """Those that keep the limits by worth, then (unless ``strict``) the others by accuracy."""
     able = [c for c in candidates if not c.refused and c.speedup is not None]
     needed = needed_db(job)
     good = [c for c in able if c.sqnr_db is None or c.sqnr_db >= needed]
     fast = [c for c in good if (c.speedup or 0.0) >= job.options.min_speedup]
     first = sorted(fast, key=lambda c: -c.worth())
+    if strict:
+        return tuple(first)
     rest = [c for c in able if c not in first]
     rest.sort(key=lambda c: (c not in good, -(c.sqnr_db or 0.0)))
     return tuple(first + rest)
