@@ -113,7 +113,9 @@ class Energy:
 
     def _in_units(self, error: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
         """Whole units, at least one for any error, so that the least error is found exactly."""
-        return np.maximum(np.rint(error / self.unit_error), error > 0).astype(np.int64)
+        # What no plan can pay is not in the unit and may be any number of them.
+        whole = np.minimum(np.rint(error / self.unit_error), float(1 << 40))
+        return np.maximum(whole, error > 0).astype(np.int64)
 
     # -- what a labelling costs ------------------------------------------------------------
 

@@ -24,6 +24,9 @@ _NOISE = 1e-12
 
 _FREE = (0, 0.0)
 
+_TINY = 1e-30
+"""Divides where a change is nothing."""
+
 Assignment = Sequence[tuple[int, int]]
 """(site, label) pairs."""
 
@@ -245,7 +248,7 @@ def _take_regions(flips: Flips, other: Labels, limit: float, on_error: bool) -> 
             ns, error = flips.price(change)
             gain, price = (-ns, error) if on_error else (-error, ns)
             if gain > 0:
-                priced.append((-gain / max(price, 1e-30), region[0], change))
+                priced.append((-gain / max(price, _TINY), region[0], change))
         for _, _, change in sorted(priced, key=lambda row: row[:2]):
             undo = flips.assign(change)
             if (flips.error if on_error else flips.ns) > limit:
@@ -285,7 +288,7 @@ def _repair(flips: Flips, limit: float, on_error: bool) -> bool:
         helps = np.flatnonzero(constraint < 0)
         if not helps.size:
             return False
-        useful = np.minimum(-constraint[helps], excess)
+        useful = np.maximum(np.minimum(-constraint[helps], excess), _TINY)
         flips.apply(int(helps[np.argmin(objective[helps] / useful)]))
     return False
 
@@ -306,7 +309,7 @@ def _singles(flips: Flips, limit: float, on_error: bool, by_ratio: bool) -> None
             return
         score = objective[allowed]
         if by_ratio:
-            score = score / np.maximum(constraint[allowed], 1e-30)
+            score = score / np.maximum(constraint[allowed], _TINY)
         flips.apply(int(allowed[np.argmin(score)]))
 
 
@@ -318,7 +321,7 @@ def _swap(flips: Flips, limit: float, on_error: bool) -> bool:
     if not wins.size or not rooms.size:
         return False
     wins = wins[np.argsort(objective[wins], kind="stable")[:_PAIR_CANDIDATES]]
-    price = np.maximum(objective[rooms], 0.0) / -constraint[rooms]
+    price = np.maximum(objective[rooms], 0.0) / np.maximum(-constraint[rooms], _TINY)
     rooms = rooms[np.argsort(price, kind="stable")[:_PAIR_CANDIDATES]]
     both = objective[wins][:, None] + objective[rooms][None, :]
     fits = now + constraint[wins][:, None] + constraint[rooms][None, :] <= limit
