@@ -73,9 +73,16 @@ def load_model(
         return _load(opened, fix_weights, runtime_opset_limit, runtime_ir_limit)
     except ModelError as e:
         # one line that names the file, whoever found the fault
-        if opened.name in str(e):
-            raise
-        raise ModelError(f"{opened.name}: {e}") from e
+        text = " ".join(str(e).split())
+        raise ModelError(text if opened.name in text else f"{opened.name}: {text}") from e
+    except MemoryError:
+        raise
+    except Exception as e:
+        cause: BaseException = e
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        text = " ".join(f"{type(cause).__name__}: {cause}".split())[:300]
+        raise ModelError(f"{opened.name} is not a valid ONNX model ({text})") from e
 
 
 def _load(

@@ -153,7 +153,9 @@ def parse(source: Source) -> tuple[oir.Model, list[Note]]:
     try:
         proto.ParseFromString(small)
     except DecodeError as e:
-        raise ModelError(f"{source.name} is not an ONNX model: its bytes are of another kind") from e
+        raise ModelError(
+            f"{source.name} is not an ONNX model: its bytes are of another kind"
+        ) from e
     check_proto(proto, source.name)
     notes = densify(proto)
     if proto.training_info:
@@ -243,6 +245,8 @@ def _all_nodes(model: oir.Model) -> Iterator[oir.Node]:
 def _in_memory(tensor: oir.TensorProtocol, source: Source) -> oir.TensorProtocol:
     name = tensor.name or "(unnamed)"
     shape = [int(d) for d in tensor.shape.numpy()]
+    if tensor.dtype == oir.DataType.UNDEFINED:
+        raise ModelError(f"{source.name}: tensor '{name}' has no element type")
     if tensor.dtype == oir.DataType.STRING:
         return tensor
     if isinstance(tensor, oir.ExternalTensor):

@@ -81,8 +81,11 @@ def _dense(sparse: onnx.SparseTensorProto, name: str) -> onnx.TensorProto:
                 f"sparse tensor '{name}' has external data, which is not supported; save the model "
                 "with its sparse tensors inside"
             )
-    values = numpy_helper.to_array(sparse.values)
-    indices = numpy_helper.to_array(sparse.indices)
+    try:
+        values = numpy_helper.to_array(sparse.values)
+        indices = numpy_helper.to_array(sparse.indices)
+    except (TypeError, ValueError, KeyError) as e:
+        raise ModelError(f"sparse tensor '{name}' cannot be read: {e}") from e
     if math.prod(shape) * values.itemsize > _LIMIT:
         raise ModelError(f"sparse tensor '{name}' of shape {shape} exceeds 2 GB when written out")
     dense = np.zeros(math.prod(shape), dtype=values.dtype)

@@ -145,3 +145,28 @@ BROKEN: dict[str, tuple[Callable[[onnx.ModelProto], object], str]] = {
 def test_broken_models(fault: str) -> None:
     edit, words = BROKEN[fault]
     refused(edited(edit), words)
+
+
+def test_damaged_bytes_are_refused_or_loaded_never_a_crash() -> None:
+    rng = np.random.default_rng(5)
+    data = good().SerializeToString()
+    for _ in range(500):
+        damaged = bytearray(data)
+        for _ in range(int(rng.integers(1, 4))):
+            damaged[int(rng.integers(len(data)))] = int(rng.integers(256))
+        try:
+            load_model(bytes(damaged))
+        except ModelError as e:
+            assert "\n" not in str(e)
+
+
+def test_a_sparse_weight_that_cannot_be_read() -> None:
+    proto = good()
+    values = numpy_helper.from_array(np.ones(2, np.float32), "s")
+    indices = TensorProto(dims=[2], data_type=TensorProto.INT64, raw_data=b"123")
+    proto.graph.sparse_initializer.add(values=values, indices=indices, dims=[3])
+    refused(proto, "sparse tensor 's' cannot be read")
+
+
+def test_a_weight_without_a_type() -> None:
+    refused(edited(lambda m: m.graph.initializer[0].ClearField("data_type")), "no element type")
