@@ -6,9 +6,10 @@ Measured on AVX512-VNNI with 1.31, nanoseconds an element between two integer Co
     SiLU        Dequantize, QuickGelu, Quantize 0.37;   QLinearSigmoid + QLinearMul 0.48;
                 Dequantize, Sigmoid, Mul, Quantize 0.80
 
-HardSwish(x) = x * h with h = clip(x/6 + 1/2, 0, 1). With x = s (q - z) and n = 3/s a whole number,
-h = s/6 * (clip(q, z - n, z + n) - (z - n)): the clipped integers of x are those of h, exactly, with
-scale s/6 and zero point z - n. The same line with its own alpha and beta is HardSigmoid.
+HardSwish(x) = x * h with h = clip(x/6 + 1/2, 0, 1). With x = s (q - z) and n = 3/s rounded, h is
+(clip(q, z - n, z + n) - (z - n)) / 2n: the clipped integers of x are those of h, with scale 1/2n and
+zero point z - n. Rounding 3/s moves the product by at most s/4, a quarter step of the input, between
+-3 and 3 and by nothing elsewhere. The same line with its own alpha and beta is HardSigmoid.
 """
 
 from __future__ import annotations
@@ -18,13 +19,10 @@ import onnx_ir as oir
 
 from qcompile.backends.ort_edges import Edit, Lowering, QTensor, Refused, Site, Tail, dequantized
 from qcompile.backends.ort_kernels import MICROSOFT
-from qcompile.backends.ort_scales import hard_line
+from qcompile.backends.ort_scales import hard_line, line_steps
 from qcompile.ir.graph import set_origin, single_consumer
 
 __all__ = ["fuse_silu", "lower_hard_sigmoid", "lower_hard_swish"]
-
-_WHOLE = 0.01
-"""How far from a whole number of steps the foot of the line may lie (steps of the input)."""
 
 
 def lower_hard_swish(site: Site) -> Edit:
@@ -74,20 +72,19 @@ def _clipped_line(
     """(integers clipped to the line's ends or None where they need no clip, their scale, zero point)."""
     if x.dtype != "uint8":
         raise Refused(f"its input is {x.dtype}; the clipped integers need uint8")
-    step, zero = float(x.scale.reshape(())), int(x.zero_point.reshape(()))
-    down, up = beta / alpha / step, (1 - beta) / alpha / step
-    if abs(down - round(down)) > _WHOLE:
-        raise Refused(f"the foot of its line lies {down:.2f} steps below zero, not a whole number")
-    foot = zero - round(down)
-    if foot < 0:
+    zero = int(x.zero_point.reshape(()))
+    down, up = line_steps(x, (alpha, beta))
+    if down < 1 or up < 1:
+        raise Refused("its line lies between two steps of its input")
+    if down > zero:
         raise Refused("its input's range ends above the foot of its line")
-    top = min(255, zero + round(up))
+    foot, top, scale = zero - down, min(255, zero + up), 1.0 / (down + up)
     if (foot, top) == (0, 255):
-        return None, step * alpha, foot
+        return None, scale, foot
     site.needs("Clip", "", "uint8")
     limits = [site.const(n, np.array(v, np.uint8)) for n, v in (("low", foot), ("high", top))]
     made = site.make("Clip", [x.q, *limits], suffix=suffix)
-    return made.outputs[0], step * alpha, foot
+    return made.outputs[0], scale, foot
 
 
 def fuse_silu(lowering: Lowering) -> int:

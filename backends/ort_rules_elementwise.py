@@ -15,6 +15,7 @@ import onnx_ir as oir
 
 from qcompile.backends.ort_edges import Edit, QTensor, Refused, Site, tail_through
 from qcompile.backends.ort_kernels import MICROSOFT
+from qcompile.backends.ort_rules_layout import TO_LAST, channels_last
 from qcompile.ir.graph import constant
 
 __all__ = [
@@ -176,8 +177,12 @@ def lower_reduce_mean(site: Site) -> Edit:
         absorbed=to.absorbed,
     )
     if not site.attribute("keepdims", 1):
-        shape = site.const("shape", np.array([0, 0], dtype=np.int64))
-        made = site.make("Reshape", [made.outputs[0], shape], suffix="reshape")
+        result = made.outputs[0]
+        if rank == 4 and channels_last(x.q):
+            # written so that it cancels with the Transpose behind a channels-last mean
+            result = site.make("Transpose", [result], TO_LAST, suffix="to_last").outputs[0]
+        shape = site.const("shape", np.array([0, -1], dtype=np.int64))
+        made = site.make("Reshape", [result, shape], suffix="reshape")
     return site.write(made, to)
 
 

@@ -19,9 +19,9 @@ from qcompile.backends.ort_edges import Edit, QTensor, Refused, Site
 from qcompile.backends.ort_kernels import MICROSOFT
 from qcompile.ir.graph import constant
 
-__all__ = ["lower_average_pool", "nhwc_max_pool", "repeat_rows"]
+__all__ = ["TO_LAST", "channels_last", "lower_average_pool", "nhwc_max_pool", "repeat_rows"]
 
-_TO_LAST = {"perm": oir.AttrInt64s("perm", [0, 2, 3, 1])}
+TO_LAST = {"perm": oir.AttrInt64s("perm", [0, 2, 3, 1])}
 _TO_FIRST = {"perm": oir.AttrInt64s("perm", [0, 3, 1, 2])}
 _FOLLOWED = 16
 """How many operators back to look for the integer Conv that makes a region channels-last."""
@@ -65,7 +65,7 @@ def nhwc_max_pool(site: Site, x: QTensor) -> oir.Value:
     if rank != 4:
         raise Refused(f"the integer MaxPool of rank {rank} is slower than the float one")
     site.needs("NhwcMaxPool", MICROSOFT, x.dtype)
-    last = site.make("Transpose", [x.q], _TO_LAST, suffix="to_last")
+    last = site.make("Transpose", [x.q], TO_LAST, suffix="to_last")
     names = ("auto_pad", "ceil_mode", "dilations", "kernel_shape", "pads", "strides")
     pool = site.make("NhwcMaxPool", last.outputs, site.attributes(*names), domain=MICROSOFT)
     return site.make("Transpose", pool.outputs, _TO_FIRST, suffix="to_first").outputs[0]
@@ -76,13 +76,13 @@ def repeat_rows(site: Site, x: QTensor) -> oir.Value | None:
     value = site.float_input(0)
     shape = None if value is None else value.shape
     factors = _repeats(site)
-    if factors is None or shape is None or len(shape) != 4 or not _channels_last(x.q):
+    if factors is None or shape is None or len(shape) != 4 or not channels_last(x.q):
         return None
     _, channels, height, width = shape
     if not isinstance(channels, int):
         return None
     down, across = factors
-    last = site.make("Transpose", [x.q], _TO_LAST, suffix="to_last")
+    last = site.make("Transpose", [x.q], TO_LAST, suffix="to_last")
     six = site.const("rows", np.array([0, 0, 1, -1, 1, channels], np.int64))
     rows = site.make("Reshape", [last.outputs[0], six], suffix="rows")
     grown = site.const("repeats", np.array([1, 1, down, 1, across, 1], np.int64))
@@ -126,7 +126,7 @@ def _repeats(site: Site) -> tuple[int, int] | None:
     return int(found[2]), int(found[3])
 
 
-def _channels_last(q: oir.Value | None) -> bool:
+def channels_last(q: oir.Value | None) -> bool:
     """Whether an integer Conv not far before this tensor makes its region channels-last."""
     for _ in range(_FOLLOWED):
         node = None if q is None else q.producer()

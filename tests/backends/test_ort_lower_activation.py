@@ -40,9 +40,16 @@ def test_hard_swish_is_a_clip_and_a_product() -> None:
 
 def test_scale_is_moved_so_that_three_is_a_whole_number_of_steps() -> None:
     result = lowered(parse(text("o = HardSwish(xd)", scale=0.047)), step=0.15)
-    quantize = result.model.graph[0]
-    scale = float(quantize.inputs[1].const_value.numpy())
+    used = result.model.graph[0].inputs[1]
+    assert used is not None and used.const_value is not None
+    scale = float(used.const_value.numpy())
     assert abs(3 / scale - round(3 / scale)) < 1e-4 and 0.047 <= scale < 0.05
+
+
+def test_range_is_widened_to_reach_the_foot() -> None:
+    result = lowered(parse(text("o = HardSwish(xd)", scale=0.05, zero=50)), step=0.15)
+    assert "QLinearMul" in ops(result.model)
+    assert "to reach -3" in result.notes[0].text and result.notes[0].changed
 
 
 @settings(max_examples=40, deadline=None)
