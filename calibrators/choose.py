@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import numpy as np
 
-from qcompile.calibrators.entropy import entropy_range
-from qcompile.calibrators.mse import mse_range, reconstruction_error
+from qcompile.calibrators.entropy import entropy_ranges
+from qcompile.calibrators.mse import mse_ranges, reconstruction_errors
 from qcompile.calibrators.percentile import percentile_range
 from qcompile.calibrators.store import TensorStore
 from qcompile.ir.affine import TensorRange, solve
 from qcompile.ir.errors import OptionError
 from qcompile.ir.spec import QuantSpec
 
-__all__ = ["ESTIMATORS", "METHODS", "check_method", "choose_estimator", "choose_range"]
+__all__ = [
+    "ESTIMATORS",
+    "METHODS",
+    "check_method",
+    "choose_estimators",
+    "choose_ranges",
+    "fit_ranges",
+    "merged",
+]
 
 ESTIMATORS = (
     "minmax",
@@ -29,6 +39,11 @@ METHODS = ("auto", "percentile", *ESTIMATORS)
 
 _NOISE = 1.01
 """Errors on held-back data within 1 % of the least count as equal."""
+
+_AT_ONCE = 64
+"""Tensors whose running sums lie in memory together: 64 x 100 KB."""
+
+Stores = Mapping[str, TensorStore]
 
 
 def check_method(method: str) -> None:
@@ -54,47 +69,80 @@ def _percent(method: str) -> float | None:
     return percent if prefix == "percentile" and 50.0 <= percent <= 100.0 else None
 
 
-def choose_range(
-    store: TensorStore, method: str, spec: QuantSpec, held: TensorStore | None = None
-) -> TensorRange:
-    """The range of a tensor by an estimator, from all of ``store`` and ``held``.
+def choose_ranges(
+    stores: Stores, method: str, spec: QuantSpec, held: Stores | None = None
+) -> dict[str, TensorRange]:
+    """The range of each tensor by an estimator, from all of ``stores`` and ``held``.
 
-    For "auto", the estimators are fitted to ``store`` and judged on ``held`` (see
-    ``choose_estimator``); the winner is then fitted to both.
+    For "auto", the estimators are fitted to ``stores`` and judged on ``held`` (see
+    ``choose_estimators``); the winner is then fitted to both.
 
     Raises:
         OptionError: no such method.
     """
     check_method(method)
+    methods = dict.fromkeys(stores, method)
     if method == "auto":
-        method = choose_estimator(store, spec, held)
-    if held is not None and not held.empty:
-        both = store.copy()
-        both.merge(held)
-        store = both
-    low, high = _limits(store, method, spec)
-    return TensorRange(np.float64(low), np.float64(high), method)
+        methods = choose_estimators(stores, spec, held)
+    return fit_ranges(merged(stores, held), methods, spec)
 
 
-def choose_estimator(store: TensorStore, spec: QuantSpec, held: TensorStore | None = None) -> str:
-    """The estimator whose range from ``store`` reconstructs ``held`` (else ``store``) best."""
-    judge = store if held is None or held.empty else held
-    errors = {
-        method: reconstruction_error(judge, solve(choose_range(store, method, spec), spec))
-        for method in ESTIMATORS
-    }
-    least = min(errors.values())
-    return next(method for method in ESTIMATORS if errors[method] <= least * _NOISE)
+def merged(stores: Stores, held: Stores | None) -> dict[str, TensorStore]:
+    """What both saw of each tensor."""
+    if not held:
+        return dict(stores)
+    both = {name: store.copy() for name, store in stores.items()}
+    for name, store in both.items():
+        if name in held:
+            store.merge(held[name])
+    return both
 
 
-def _limits(store: TensorStore, method: str, spec: QuantSpec) -> tuple[float, float]:
-    if store.empty:
-        return 0.0, 0.0
+def choose_estimators(
+    stores: Stores, spec: QuantSpec, held: Stores | None = None
+) -> dict[str, str]:
+    """For each tensor the estimator whose range from ``stores`` reconstructs ``held`` best.
+
+    Tensors that ``held`` has nothing of are judged on ``stores``.
+    """
+    fits = [fit_ranges(stores, dict.fromkeys(stores, m), spec) for m in ESTIMATORS]
+    chosen: dict[str, str] = {}
+    for name, store in stores.items():
+        judge = (held or {}).get(name, store)
+        lows = np.array([float(fit[name].low) for fit in fits])
+        highs = np.array([float(fit[name].high) for fit in fits])
+        qparams = solve(TensorRange(lows, highs), spec)
+        errors = reconstruction_errors(store if judge.empty else judge, qparams)
+        chosen[name] = ESTIMATORS[int(np.argmax(errors <= errors.min() * _NOISE))]
+    return chosen
+
+
+def fit_ranges(
+    stores: Stores, methods: Mapping[str, str], spec: QuantSpec
+) -> dict[str, TensorRange]:
+    """The range of each tensor of ``methods`` by its own estimator ("auto" is none)."""
+    groups: dict[str, list[str]] = {}
+    for name, method in methods.items():
+        groups.setdefault("minmax" if stores[name].empty else method, []).append(name)
+    found: dict[str, TensorRange] = {}
+    for method, names in groups.items():
+        for at in range(0, len(names), _AT_ONCE):
+            part = names[at : at + _AT_ONCE]
+            ends = _limits([stores[name] for name in part], method, spec)
+            for name, low, high in zip(part, *ends, strict=True):
+                found[name] = TensorRange(np.float64(low), np.float64(high), methods[name])
+    return {name: found[name] for name in methods}
+
+
+def _limits(
+    stores: Sequence[TensorStore], method: str, spec: QuantSpec
+) -> tuple[Sequence[float], Sequence[float]]:
     percent = _percent(method)
     if percent is not None:
-        return percentile_range(store, percent)
-    if method == "entropy":
-        return entropy_range(store, spec)
-    if method == "mse":
-        return mse_range(store, spec)
-    return store.low, store.high
+        pairs = [percentile_range(store, percent) for store in stores]
+        return [low for low, _ in pairs], [high for _, high in pairs]
+    if method == "minmax":
+        seen = [(0.0, 0.0) if s.empty else (s.low, s.high) for s in stores]
+        return [low for low, _ in seen], [high for _, high in seen]
+    lows, highs = (entropy_ranges if method == "entropy" else mse_ranges)(stores, spec)
+    return lows.tolist(), highs.tolist()

@@ -18,10 +18,8 @@ __all__ = ["CAPACITY", "Histogram"]
 CAPACITY = 4096
 """Most bins a histogram may have: at least 8 for each of 256 levels, 32 KiB."""
 
-TINY = 2.0**-100
-"""Values closer to zero count as zero; float32 arithmetic on them is not meaningful."""
-
 _LOWEST_EXPONENT = -100
+"""Values below 2**-100 are not told apart; float32 arithmetic on them is not meaningful."""
 
 _RELATIVE_BITS = 24
 """Bins are never narrower than 2**-24 of the largest value: float32 tells no more apart."""
@@ -40,8 +38,8 @@ class Histogram:
         counts: values in each bin, zeros left out; empty before any value.
         zeros: values that are zero (they cost no error under any scale, and many tensors are mostly
             zeros).
-        low: lowest nonzero value, +inf before any.
-        high: highest nonzero value, -inf before any.
+        low: lowest value, +inf before any.
+        high: highest value, -inf before any.
     """
 
     capacity: int = CAPACITY
@@ -81,16 +79,20 @@ class Histogram:
 
     def update(self, values: npt.NDArray[np.generic], weight: int = 1) -> None:
         """Count finite ``values``, each ``weight`` times."""
-        real = values.astype(np.float64).reshape(-1)
-        kept = real[np.abs(real) >= TINY]
-        self.zeros += (real.size - kept.size) * weight
-        if kept.size == 0:
+        if values.size == 0:
             return
-        self._cover(float(kept.min()), float(kept.max()))
+        self._cover(float(values.min()), float(values.max()))
         # In float64 the product with a power of two is exact, so that values near a bin's edge never
         # change sides when the bins widen.
-        index = np.floor(kept * math.ldexp(1.0, -self.exponent)).astype(np.int64) - self.first
-        self.counts += np.bincount(index, minlength=len(self.counts)) * weight
+        index = np.multiply(values.reshape(-1), math.ldexp(1.0, -self.exponent), dtype=np.float64)
+        np.floor(index, out=index)
+        index -= self.first
+        counts = np.bincount(index.astype(np.int64), minlength=len(self.counts))
+        zeros = values.size - int(np.count_nonzero(values))
+        if zeros:
+            counts[-self.first] -= zeros
+            self.zeros += zeros * weight
+        self.counts += counts if weight == 1 else counts * weight
 
     def merge(self, other: Histogram) -> None:
         """Add the counts of ``other``; the same as having seen its values.

@@ -2,72 +2,81 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+
 import numpy as np
 import numpy.typing as npt
 
-from qcompile.calibrators.search import search_range
+from qcompile.calibrators.search import search_ranges
 from qcompile.calibrators.store import TensorStore
-from qcompile.ir.affine import QParams, TensorRange, dequantize, quantize, solve
+from qcompile.ir.affine import QParams, TensorRange, solve
 from qcompile.ir.spec import QuantSpec
 
-__all__ = ["mse_range", "reconstruction_error"]
+__all__ = ["mse_ranges", "reconstruction_errors"]
 
 Values = npt.NDArray[np.float64]
 
 
-def mse_range(store: TensorStore, spec: QuantSpec) -> tuple[float, float]:
-    """The range whose expected squared error under ``spec`` is least.
+def mse_ranges(stores: Sequence[TensorStore], spec: QuantSpec) -> tuple[Values, Values]:
+    """Lows and highs, (tensors,), whose expected squared errors under ``spec`` are least.
 
     Rounding costs scale**2 / 12 for values that reach beyond the step around zero, and x**2 within
     it, where everything becomes zero: without the second term, tensors that are mostly next to zero
     (the output of a Softmax) get ranges far too narrow.
     """
-    moments = _Moments(store)
+    moments = _Moments(stores)
 
     def loss(lows: Values, highs: Values) -> Values:
         return moments.error(solve(TensorRange(lows, highs), spec))
 
-    return search_range(store.low, store.high, loss)
+    return search_ranges(moments.low[:, 0], moments.high[:, 0], loss)
 
 
 class _Moments:
     """Sums of 1, x and x**2 up to any value, so that a candidate costs a few look-ups."""
 
-    def __init__(self, store: TensorStore) -> None:
-        histogram = store.histogram
-        self.edges = histogram.edges if len(histogram.counts) else np.zeros(1)
-        centers = (self.edges[1:] + self.edges[:-1]) / 2
-        counts = histogram.counts.astype(np.float64)
-        spread = histogram.width**2 / 12
-        self.sums = [
-            np.concatenate([[0.0], np.cumsum(counts * power)])
-            for power in (np.ones_like(centers), centers, centers**2 + spread)
-        ]
-        self.missed = _missed(store)
-        self.limits = (store.low, store.high)
+    def __init__(self, stores: Sequence[TensorStore]) -> None:
+        histograms = [s.histogram for s in stores]
+        bins = max(len(h.counts) for h in histograms) + 1
+        self.sums = np.zeros((3, len(stores), bins + 1))
+        for row, h in enumerate(histograms):
+            centers = (h.first + np.arange(len(h.counts)) + 0.5) * h.width
+            powers = (np.ones_like(centers), centers, centers**2 + h.width**2 / 12)
+            for i, power in enumerate(powers):
+                np.cumsum(h.counts * power, out=self.sums[i, row, 1 : len(centers) + 1])
+            self.sums[:, row, len(centers) + 1 :] = self.sums[:, row, len(centers), None]
+        self.first = _column(h.first for h in histograms)
+        self.width = _column(h.width for h in histograms)
+        self.length = _column(len(h.counts) for h in histograms)
+        self.low, self.high = _column(s.low for s in stores), _column(s.high for s in stores)
+        self.missed = _column(_missed(s) for s in stores)
+        self.rows = np.arange(len(stores))[:, None]
 
-    def upto(self, bound: Values) -> tuple[Values, Values, Values]:
-        zero, one, two = (np.interp(bound, self.edges, s) for s in self.sums)
-        return zero, one, two
+    def upto(self, bound: Values) -> Values:
+        """The three sums over all values below ``bound``, (3, tensors, candidates)."""
+        place = np.clip(bound / self.width - self.first, 0.0, self.length)
+        whole = place.astype(np.int64)
+        below = self.sums[:, self.rows, whole]
+        return np.asarray(below + (place - whole) * (self.sums[:, self.rows, whole + 1] - below))
 
     def error(self, qparams: QParams) -> Values:
-        """Sum of squared errors of the counted values, one per candidate."""
+        """Sum of squared errors of the counted values, (tensors, candidates)."""
         scale = qparams.scale.astype(np.float64)
         zero = qparams.zero_point.astype(np.float64)
         low, high = (qparams.spec.qmin - zero) * scale, (qparams.spec.qmax - zero) * scale
-        below, above = self.upto(low), self.upto(high)
-        all_ = [s[-1] for s in self.sums]
+        below, upto_high = self.upto(low), self.upto(high)
+        over = self.sums[:, :, -1:] - upto_high
         clipped = below[2] - 2 * low * below[1] + low**2 * below[0]
-        over = [total - part for total, part in zip(all_, above, strict=True)]
         clipped = clipped + over[2] - 2 * high * over[1] + high**2 * over[0]
-        left = self.upto(np.maximum(low, -scale / 2))
-        right = self.upto(np.minimum(high, scale / 2))
-        inner = right[2] - left[2]
-        count = above[0] - below[0] - (right[0] - left[0])
-        extremes = np.minimum(self.limits[0] - low, 0.0) ** 2
-        extremes += np.maximum(self.limits[1] - high, 0.0) ** 2
-        total = np.maximum(clipped, 0.0) + inner + count * scale**2 / 12 + extremes * self.missed
-        return np.asarray(total)
+        near = self.upto(np.minimum(high, scale / 2)) - self.upto(np.maximum(low, -scale / 2))
+        count = upto_high[0] - below[0] - near[0]
+        extremes = np.minimum(self.low - low, 0.0) ** 2 + np.maximum(self.high - high, 0.0) ** 2
+        rounded = near[2] + count * scale**2 / 12
+        return np.asarray(np.maximum(clipped, 0.0) + rounded + extremes * self.missed)
+
+
+def _column(values: Iterable[float]) -> Values:
+    return np.fromiter(values, np.float64)[:, None]
 
 
 def _missed(store: TensorStore) -> float:
@@ -80,29 +89,33 @@ def _missed(store: TensorStore) -> float:
     return share * (1.0 - share)
 
 
-def reconstruction_error(store: TensorStore, qparams: QParams) -> float:
-    """Mean squared error of the stored values after Q and DQ, each bin taken at its centre.
+def reconstruction_errors(store: TensorStore, qparams: QParams) -> Values:
+    """Mean squared errors of the stored values after Q and DQ, each bin taken at its centre.
 
-    ``qparams`` must be per-tensor. 0 before any data.
+    ``qparams`` hold a candidate in each row, (candidates,). All 0 before any data.
     """
     histogram = store.histogram
     if histogram.total == 0:
-        return 0.0
-    edges = histogram.edges
-    centers = (edges[1:] + edges[:-1]) / 2
-    error = (centers - _fake(centers, qparams)) ** 2
-    scale = float(qparams.scale)
-    if histogram.width > scale:
-        # Within one bin lie several levels: what the centre would lose says nothing.
-        low, high = (float(_fake(np.array([s]), qparams)[0]) for s in (-np.inf, np.inf))
-        error = np.where((centers > low) & (centers < high), scale**2 / 12, error)
+        return np.zeros(len(qparams.scale))
+    scale = qparams.scale.astype(np.float64)[:, None]
+    zero = qparams.zero_point.astype(np.float64)[:, None]
+    low, high = (qparams.spec.qmin - zero) * scale, (qparams.spec.qmax - zero) * scale
+    centers = (histogram.first + np.arange(len(histogram.counts)) + 0.5) * histogram.width
+    error = centers / scale
+    np.rint(error, out=error)
+    error *= scale
+    np.clip(error, low, high, out=error)
+    error -= centers
+    error *= error
+    # Several levels within one bin: what the centre would lose says nothing.
+    coarse = (histogram.width > scale) & (centers > low) & (centers < high)
+    if coarse.any():
+        error = np.where(coarse, scale**2 / 12, error + histogram.width**2 / 12)
     else:
-        error = error + histogram.width**2 / 12
-    total = float(histogram.counts @ error)
-    ends = np.array([store.low, store.high])
-    total += float(((ends - _fake(ends, qparams)) ** 2).sum()) * _missed(store)
-    return total / histogram.total
-
-
-def _fake(values: Values, qparams: QParams) -> Values:
-    return dequantize(quantize(values, qparams), qparams).astype(np.float64)
+        error += histogram.width**2 / 12
+    total = np.asarray(error @ histogram.counts.astype(np.float64))
+    for end in (store.low, store.high):
+        total += (end - np.clip(np.rint(end / scale) * scale, low, high))[:, 0] ** 2 * _missed(
+            store
+        )
+    return np.asarray(total / histogram.total)

@@ -20,7 +20,7 @@ import onnx_ir as oir
 from qcompile.ir.errors import CalibrationError
 from qcompile.ir.graph import add_initializer, default_opset, drop_unused
 
-__all__ = ["STARTS", "STRIDES", "Probe", "observable", "observe_tensors"]
+__all__ = ["STARTS", "STRIDES", "Probe", "observable", "observe_tensors", "same_values"]
 
 STARTS = "qcompile_starts"
 """Graph input, int64 (tensors,): the first element that each sample takes."""
@@ -31,6 +31,21 @@ STRIDES = "qcompile_strides"
 _FLOATS = frozenset(
     {oir.DataType.FLOAT, oir.DataType.FLOAT16, oir.DataType.BFLOAT16, oir.DataType.DOUBLE}
 )
+
+
+_MOVES = frozenset(
+    [
+        "DepthToSpace",
+        "Flatten",
+        "Identity",
+        "Reshape",
+        "SpaceToDepth",
+        "Squeeze",
+        "Transpose",
+        "Unsqueeze",
+    ]
+)
+"""Operators whose output holds each element of their first input once."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +82,26 @@ def observable(model: oir.Model) -> dict[str, oir.Value]:
         for value in node.outputs:
             if value.name and value.dtype in _FLOATS and isinstance(value.type, oir.TensorType):
                 found[value.name] = value
+    return found
+
+
+def same_values(model: oir.Model, tensors: Sequence[str]) -> dict[str, str]:
+    """For each tensor the first tensor with just its elements, before they were moved around.
+
+    Observing that one is enough for all that follow from it.
+    """
+    known = observable(model)
+    found: dict[str, str] = {}
+    for name in tensors:
+        value = known.get(name)
+        root = name
+        while value is not None and (node := value.producer()) is not None:
+            if node.domain or node.op_type not in _MOVES or node.inputs[0] is None:
+                break
+            value = known.get(node.inputs[0].name or "")
+            if value is not None and value.name:
+                root = value.name
+        found[name] = root
     return found
 
 

@@ -15,12 +15,18 @@ import psutil
 
 from qcompile.backends.ort import Session, open_session
 from qcompile.calibration import SETTLES_FROM, Calibration, Convergence, converge
-from qcompile.calibrators.choose import check_method
+from qcompile.calibrators.choose import check_method, merged
 from qcompile.calibrators.store import TensorStore
 from qcompile.ir.errors import BudgetError, CalibrationError, ModelError
 from qcompile.ir.save import save_model
 from qcompile.ir.spec import QuantSpec
-from qcompile.passes.observe_tensors import STARTS, STRIDES, observable, observe_tensors
+from qcompile.passes.observe_tensors import (
+    STARTS,
+    STRIDES,
+    observable,
+    observe_tensors,
+    same_values,
+)
 
 __all__ = ["Calibration", "Convergence", "Feed", "calibrate"]
 
@@ -28,7 +34,7 @@ Feed = dict[str, npt.NDArray[Any]]
 
 UINT8 = QuantSpec("uint8", symmetric=False)
 
-SAMPLE = 8192
+SAMPLE = 4096
 """Values of each tensor that cross into Python for each feed, about."""
 
 _HELD_EVERY = 4
@@ -82,7 +88,8 @@ def calibrate(
         OptionError: no such method.
     """
     check_method(method)
-    wanted = set(tensors)
+    same = same_values(model, tensors)
+    wanted = set(same.values())
     # In the graph's order, so that of several tensors with NaN the first to have it is named.
     ordered = [name for name in observable(model) if name in wanted]
     ordered += sorted(wanted.difference(ordered))
@@ -93,6 +100,7 @@ def calibrate(
         spec=spec,
         method=method,
         sampled=method != "minmax",
+        same=same,
         model_sha256=model_sha256,
         data_sha256=data_sha256,
     )
@@ -123,7 +131,7 @@ def calibrate(
             if _checkpoint(result.samples):
                 # Two or three suffice to compare with the end; older ones would only cost memory.
                 earlier = {n: s for n, s in earlier.items() if 3 * n >= result.samples}
-                earlier[result.samples] = _merged(result.fit, result.held)
+                earlier[result.samples] = merged(result.fit, result.held)
             if progress is not None:
                 progress(result.samples, total)
     if result.samples == 0:
@@ -136,19 +144,12 @@ def _finish(result: Calibration, earlier: dict[int, dict[str, TensorStore]]) -> 
     for name in result.unusable:
         del result.fit[name], result.held[name]
     if result.samples < _HELD_FROM:
-        result.fit, result.held = _merged(result.fit, result.held), {}
+        result.fit, result.held = merged(result.fit, result.held), {}
         return
     earlier.pop(result.samples, None)
     if result.samples < SETTLES_FROM:
         return
     result.convergence = converge(result, earlier)
-
-
-def _merged(fit: dict[str, TensorStore], held: dict[str, TensorStore]) -> dict[str, TensorStore]:
-    both = {name: store.copy() for name, store in fit.items()}
-    for name, store in held.items():
-        both[name].merge(store)
-    return both
 
 
 def _checkpoint(samples: int) -> bool:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from qcompile.calibrators.choose import check_method, choose_range
+from qcompile.calibrators.choose import check_method, choose_ranges, fit_ranges
 from qcompile.calibrators.store import TensorStore
 from qcompile.ir.affine import TensorRange, solve
 from qcompile.ir.errors import CalibrationError
@@ -49,14 +49,16 @@ class Calibration:
     """Statistics of every observed tensor, and the ranges that follow from them.
 
     Attributes:
-        fit: tensor name -> what the samples showed that ranges are fitted to.
-        held: tensor name -> what every fourth sample showed, which judges the estimators; empty with
-            fewer than eight samples.
+        fit: observed tensor -> what the samples showed that ranges are fitted to.
+        held: observed tensor -> what every fourth sample showed, which judges the estimators; empty
+            with fewer than eight samples.
         samples: how many feeds were seen.
         spec: what ranges are chosen for.
         method: the estimator that ``ranges()`` uses.
         sampled: whether histograms were kept, which all methods but "minmax" need.
-        unusable: tensor name -> why it has no range.
+        same: tensor name -> the observed tensor whose elements it holds (itself, or what a Reshape or
+            Transpose took them from).
+        unusable: observed tensor -> why it has no range.
         convergence: see there; None where it was not asked for.
         model_sha256: of the model, "" when not known.
         data_sha256: of the data, "" when not known.
@@ -68,6 +70,7 @@ class Calibration:
     spec: QuantSpec
     method: str = "auto"
     sampled: bool = True
+    same: dict[str, str] = field(default_factory=dict)
     unusable: dict[str, str] = field(default_factory=dict)
     convergence: Convergence | None = None
     model_sha256: str = ""
@@ -88,12 +91,14 @@ class Calibration:
                 f"method '{method}' needs histograms, but these statistics were taken with method "
                 "'minmax'; calibrate again with method 'auto'"
             )
+        found = self.observed_ranges(method)
+        return {name: found[root] for name, root in self.same.items() if root in found}
+
+    def observed_ranges(self, method: str) -> dict[str, TensorRange]:
+        """The same of the observed tensors alone, computed once for each method."""
         if method not in self._ranges:
-            self._ranges[method] = {
-                name: choose_range(store, method, self.spec, self.held.get(name))
-                for name, store in self.fit.items()
-            }
-        return dict(self._ranges[method])
+            self._ranges[method] = choose_ranges(self.fit, method, self.spec, self.held)
+        return self._ranges[method]
 
     def findings(self) -> tuple[str, ...]:
         """Convergence and clipping in words, one clause each."""
@@ -160,15 +165,13 @@ def converge(
         calibration: all the data.
         earlier: samples -> statistics after that many.
     """
-    final = calibration.ranges()
+    final = calibration.observed_ranges(calibration.method)
     spec = calibration.spec
     moved: dict[int, dict[str, float]] = {}
+    methods = {name: limits.method for name, limits in final.items()}
     for count, stores in earlier.items():
-        moved[count] = {
-            name: _move(choose_range(store, final[name].method, spec), final[name])
-            for name, store in stores.items()
-            if name in final
-        }
+        before = fit_ranges(stores, methods, spec)
+        moved[count] = {name: _move(before[name], final[name]) for name in final}
     # The last quarter decides: with three quarters of the data, was the range already there?
     late = [n for n in moved if calibration.samples * 0.6 <= n <= calibration.samples * 0.8]
     moving: dict[str, float] = {}
@@ -180,10 +183,8 @@ def converge(
             if any(by > MOVING for by in moved[count].values()):
                 break
             enough = count
-    clipped = {}
-    for name, held in calibration.held.items():
-        method = final[name].method
-        clipped[name] = _outside(held, choose_range(calibration.fit[name], method, spec), spec)
+    fitted = fit_ranges(calibration.fit, methods, spec)
+    clipped = {name: _outside(held, fitted[name], spec) for name, held in calibration.held.items()}
     return Convergence(enough, tuple(sorted(moving, key=lambda n: -moving[n])), clipped)
 
 

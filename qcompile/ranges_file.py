@@ -1,15 +1,13 @@
 """ranges.npz: the statistics of a calibration as a file whose bytes depend on nothing else.
 
 A plain numpy archive: ``numpy.load(path)["low"]`` and ``["high"]`` are the chosen ranges in the order
-of the JSON text in ``["meta"]``; the other arrays are the statistics, so that any estimator can be
+of "tensors" in the JSON text ``["meta"]``; the other arrays are the statistics, so that any estimator can be
 asked again without the data.
 """
 
 from __future__ import annotations
 
-import io
 import json
-import os
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,8 +20,9 @@ from qcompile.calibration import Calibration, Convergence
 from qcompile.calibrators.histogram import Histogram
 from qcompile.calibrators.store import TensorStore
 from qcompile.environment import describe_versions
-from qcompile.ir.errors import CalibrationError, OutputError
+from qcompile.ir.errors import CalibrationError
 from qcompile.ir.spec import Granularity, QuantSpec
+from qcompile.npz import write_npz
 
 __all__ = ["FORMAT", "read_ranges", "write_ranges"]
 
@@ -31,8 +30,6 @@ FORMAT = 1
 """Raised when the meaning of a member changes."""
 
 _KIND = "qcompile ranges"
-
-_EPOCH = (1980, 1, 1, 0, 0, 0)
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 
@@ -46,31 +43,15 @@ def write_ranges(calibration: Calibration, path: Path) -> None:
     names = list(calibration.fit)
     chosen = calibration.ranges()
     arrays: dict[str, npt.NDArray[Any]] = {
-        "low": np.array([float(chosen[n].low) for n in names]),
-        "high": np.array([float(chosen[n].high) for n in names]),
+        "low": np.array([float(r.low) for r in chosen.values()]),
+        "high": np.array([float(r.high) for r in chosen.values()]),
     }
     arrays |= _pack("fit", [calibration.fit[n] for n in names])
     if calibration.held:
         arrays |= _pack("held", [calibration.held[n] for n in names])
     text = json.dumps(_meta(calibration, names), sort_keys=True, indent=1)
     arrays["meta"] = np.frombuffer(text.encode(), np.uint8)
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED, compresslevel=6) as archive:
-            for name, array in sorted(arrays.items()):
-                # numpy.savez would write the time of day into each entry.
-                entry = zipfile.ZipInfo(f"{name}.npy", _EPOCH)
-                entry.compress_type = zipfile.ZIP_DEFLATED
-                entry.create_system, entry.external_attr = 3, 0o644 << 16
-                body = io.BytesIO()
-                np.lib.format.write_array(body, array, version=(1, 0), allow_pickle=False)
-                archive.writestr(entry, body.getvalue())
-        temporary.replace(path)
-    except OSError as e:
-        raise OutputError(f"{path} cannot be written: {e.strerror or e}") from e
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_npz(Path(path), arrays)
 
 
 def _meta(calibration: Calibration, names: list[str]) -> dict[str, Any]:
@@ -93,8 +74,10 @@ def _meta(calibration: Calibration, names: list[str]) -> dict[str, Any]:
             "narrow": spec.narrow,
             "bits": spec.bits,
         },
-        "tensors": names,
-        "methods": [chosen[name].method for name in names],
+        "tensors": list(chosen),
+        "methods": [limits.method for limits in chosen.values()],
+        "observed": names,
+        "same": list(calibration.same.items()),
         "unusable": calibration.unusable,
         "convergence": None
         if report is None
@@ -169,7 +152,7 @@ def read_ranges(
 
 
 def _calibration(meta: dict[str, Any], arrays: Arrays) -> Calibration:
-    names, spec, report = meta["tensors"], meta["spec"], meta["convergence"]
+    names, spec, report = meta["observed"], meta["spec"], meta["convergence"]
     held = _unpack("held", arrays) if "held_limits" in arrays else []
     return Calibration(
         fit=dict(zip(names, _unpack("fit", arrays), strict=True)),
@@ -184,6 +167,7 @@ def _calibration(meta: dict[str, Any], arrays: Arrays) -> Calibration:
         ),
         method=meta["method"],
         sampled=meta["sampled"],
+        same=dict(meta["same"]),
         unusable=meta["unusable"],
         convergence=None
         if report is None

@@ -156,6 +156,27 @@ def test_half_precision_models() -> None:
     assert (found.fit["y"].low, found.fit["y"].high) == (-2, 5)
 
 
+def test_tensors_with_the_same_elements_are_observed_once() -> None:
+    model = parse(
+        """<ir_version: 8, opset_import: ["" : 13]>
+        g (float[2,n] x) => (float[n,2] z) {
+            y = Relu(x)
+            t = Transpose(y)
+            flat = Constant<value_ints = [-1]>()
+            r = Reshape(t, flat)
+            z = Identity(t)
+        }"""
+    )
+    data = [
+        {"x": np.random.default_rng(i).normal(size=(2, 9)).astype(np.float32)} for i in range(9)
+    ]
+    found = calibrate(model, ["r", "x", "t", "y"], data, threads=1)
+    assert list(found.fit) == ["x", "y"]
+    ranges = found.ranges()
+    assert list(ranges) == ["r", "x", "t", "y"]
+    assert ranges["r"] == ranges["t"] == ranges["y"] != ranges["x"]
+
+
 SOMETIMES_EMPTY = """<ir_version: 8, opset_import: ["" : 17]>
 g (float[n] x) => (float[m] y) {
     zero = Constant<value_float = 0.0>()

@@ -12,10 +12,10 @@ from qcompile.calibrators.choose import (
     ESTIMATORS,
     METHODS,
     check_method,
-    choose_estimator,
-    choose_range,
+    choose_estimators,
+    choose_ranges,
 )
-from qcompile.calibrators.mse import reconstruction_error
+from qcompile.calibrators.mse import reconstruction_errors
 from qcompile.calibrators.percentile import percentile_range
 from qcompile.calibrators.store import TensorStore
 from qcompile.ir.affine import TensorRange, fake_quantize, solve
@@ -51,6 +51,16 @@ def draw(name: str, seed: int = 0) -> np.ndarray:
     return made[name].astype(np.float32).reshape(-1)
 
 
+def choose_range(
+    fit: TensorStore, method: str, spec: QuantSpec, held: TensorStore | None = None
+) -> TensorRange:
+    return choose_ranges({"t": fit}, method, spec, None if held is None else {"t": held})["t"]
+
+
+def choose_estimator(fit: TensorStore, held: TensorStore | None = None) -> str:
+    return choose_estimators({"t": fit}, UINT8, None if held is None else {"t": held})["t"]
+
+
 NAMES = ["normal", "relu", "relu6", "hardswish", "laplace", "softmax", "outliers", "shifted"]
 DEGENERATE = ["zero", "constant", "tiny"]
 
@@ -83,7 +93,8 @@ def test_error_from_the_histogram_is_the_error(name: str, spec: QuantSpec) -> No
     values = draw(name)
     for method in ("minmax", "percentile-99.9", "mse"):
         found = choose_range(store(values), method, spec)
-        estimated = reconstruction_error(store(values), solve(found, spec))
+        candidates = solve(TensorRange(found.low[None], found.high[None]), spec)
+        (estimated,) = reconstruction_errors(store(values), candidates)
         assert estimated == pytest.approx(true_error(values, found, spec), rel=0.1)
 
 
@@ -136,7 +147,7 @@ def test_entropy_clips_rare_outliers_but_not_bounds() -> None:
 def test_auto_is_the_best_on_held_back_data(name: str) -> None:
     fit, held = store(draw(name)), store(draw(name, seed=1))
     errors = {m: true_error(draw(name, 1), choose_range(fit, m, UINT8), UINT8) for m in ESTIMATORS}
-    chosen = choose_estimator(fit, UINT8, held)
+    chosen = choose_estimator(fit, held)
     assert errors[chosen] <= min(errors.values()) * 1.1 + 1e-30
     found = choose_range(fit, "auto", UINT8, held)
     assert found.method == chosen
@@ -145,9 +156,9 @@ def test_auto_is_the_best_on_held_back_data(name: str) -> None:
 
 
 def test_equal_errors_go_to_the_widest_range() -> None:
-    assert choose_estimator(store(draw("relu6")), UINT8) == "minmax"
-    assert choose_estimator(store(draw("constant")), UINT8) == "minmax"
-    assert choose_estimator(TensorStore(), UINT8) == "minmax"
+    assert choose_estimator(store(draw("relu6"))) == "minmax"
+    assert choose_estimator(store(draw("constant"))) == "minmax"
+    assert choose_estimator(TensorStore()) == "minmax"
 
 
 def test_an_enormous_extreme_that_no_sample_met_is_kept() -> None:
@@ -178,3 +189,14 @@ def test_unknown_methods_are_refused(method: str) -> None:
 @pytest.mark.parametrize("method", [*METHODS, "percentile-99.5", "percentile-100"])
 def test_known_methods(method: str) -> None:
     check_method(method)
+
+
+def test_many_tensors_at_once_get_what_each_gets_alone() -> None:
+    names = NAMES + DEGENERATE
+    fits = {name: store(draw(name)) for name in names} | {"nothing": TensorStore()}
+    held = {name: store(draw(name, 1)) for name in names}
+    for method in METHODS:
+        together = choose_ranges(fits, method, UINT8, held)
+        assert list(together) == list(fits)
+        for name in fits:
+            assert together[name] == choose_range(fits[name], method, UINT8, held.get(name)), name
