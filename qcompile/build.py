@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import onnx_ir as oir
 
 from qcompile.backends.ort_lower import lower_ort
@@ -14,6 +17,8 @@ from qcompile.ir.notes import Note
 from qcompile.ir.plan import PrecisionPlan
 from qcompile.ir.save import save_model
 from qcompile.ir.target import Target
+from qcompile.ir.weights import IntegerWeight
+from qcompile.passes.correct_bias import CorrectBias
 from qcompile.passes.insert_qdq import InsertQDQ
 
 __all__ = ["Build", "Builder"]
@@ -50,6 +55,8 @@ class Builder:
         ranges: tensor name -> range.
         work: folder for the lowered models.
         disabled: passes to skip.
+        weights: learned integers, by weight.
+        bias_shifts: what to add to the biases of integer layers, by origin id.
         quantize_passes: run in order on a copy of the model; the last ones insert Q/DQ.
     """
 
@@ -58,7 +65,9 @@ class Builder:
     ranges: dict[str, TensorRange]
     work: Path
     disabled: frozenset[str] = frozenset()
-    quantize_passes: tuple[Pass, ...] = (InsertQDQ(),)
+    weights: Mapping[str, IntegerWeight] = field(default_factory=dict)
+    bias_shifts: Mapping[str, npt.NDArray[np.float32]] = field(default_factory=dict)
+    quantize_passes: tuple[Pass, ...] = (CorrectBias(), InsertQDQ())
     _made: dict[tuple[tuple[str, str], ...], Build] = field(default_factory=dict)
 
     def build(self, plan: PrecisionPlan) -> Build:
@@ -70,7 +79,14 @@ class Builder:
 
     def portable(self, plan: PrecisionPlan) -> tuple[oir.Model, tuple[PassRecord, ...]]:
         """The Q/DQ model alone."""
-        state = CompileState(self.model.clone(), self.target, ranges=dict(self.ranges), plan=plan)
+        state = CompileState(
+            self.model.clone(),
+            self.target,
+            ranges=dict(self.ranges),
+            weights=dict(self.weights),
+            bias_shifts=dict(self.bias_shifts),
+            plan=plan,
+        )
         manager = PassManager(self.quantize_passes, self.disabled)
         manager.run(state)
         return state.model, tuple(manager.records)

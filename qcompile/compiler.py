@@ -16,6 +16,7 @@ from qcompile.backends.tables import get_target
 from qcompile.build import Builder
 from qcompile.ir.save import save_model
 from qcompile.job import Job, gather, start_plan
+from qcompile.learned import find_learned
 from qcompile.options import Options, make_options
 from qcompile.planner.search import search
 from qcompile.prepare import prepare
@@ -88,17 +89,25 @@ def compile_with(source: Any, options: Options, reporter: Reporter | None = None
         lock = locked(options, output, key)
         with stages("calibrate"):
             ranges = find_ranges(job, lock, stages.reporter.advance)
+        with stages("learn"):
+            plan = start_plan(job, ranges.chosen, lock)
+            learned = find_learned(job, ranges.chosen, plan, lock, stages.reporter.advance, output)
         with stages("plan"):
             builder = Builder(
-                prepared.model, target, ranges.chosen, work, frozenset(options.disable)
+                prepared.model,
+                target,
+                ranges.chosen,
+                work,
+                frozenset(options.disable),
+                learned.weights,
+                learned.bias_shifts,
             )
-            plan = start_plan(job, ranges.chosen, lock)
             found = search(job, builder, plan, replay=lock is not None, reporter=stages.reporter)
         with stages("gate"):
             taken, verdict = pass_gate(job, found, stages.reporter)
         with stages("write"), new_artifact(output, options.force) as folder:
             report, code = write_artifact(
-                folder, job, ranges, found, taken, verdict, key, stages.seconds, output
+                folder, job, ranges, learned, found, taken, verdict, key, stages.seconds, output
             )
             if lock is not None:
                 lock.check_outputs(report.data["hashes"], options.lock or Path(LOCK))

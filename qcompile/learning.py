@@ -56,6 +56,14 @@ class Learned:
     bias_shifts: dict[str, FloatArray] = field(default_factory=dict)
     notes: tuple[Note, ...] = ()
 
+    def findings(self) -> tuple[str, ...]:
+        """One line for people, where there is something to say."""
+        if not self.weights and not self.bias_shifts:
+            return ()
+        undone = sum(not note.changed for note in self.notes)
+        text = f"weights of {len(self.weights)} layers learned, biases of {len(self.bias_shifts)} shifted"
+        return (f"{text}, {undone} left as they were: see notes" if undone else text,)
+
 
 @dataclass(frozen=True)
 class _Layer:
@@ -110,6 +118,7 @@ def learn_weights(
     *,
     work: Path,
     method: Method = "rounding",
+    shift_biases: bool = True,
     time_budget_s: float = 20.0,
     memory_limit: int | None = None,
     seed: int = 0,
@@ -128,6 +137,7 @@ def learn_weights(
         feeds: samples; every fourth is held back to judge on.
         work: a temporary folder.
         method: "nearest" keeps the integers nearest to the weights and shifts biases alone.
+        shift_biases: learn shifts, and integers that count on them.
         time_budget_s: layers that are not reached within it keep the nearest integers.
         memory_limit: bytes for covariances.
         seed: of the positions drawn.
@@ -137,7 +147,7 @@ def learn_weights(
         custom_ops: library with custom operators.
     """
     deadline = time.perf_counter() + time_budget_s
-    layers, notes = _layers(model, target, ranges, plan)
+    layers, notes = _layers(model, target, ranges, plan, shift_biases)
     second = method == "rounding"
     learner = _Learner(deadline if second else None, sweeps, len(layers), progress)
     gathering = Gathering(model, feeds, work, second, seed, threads, custom_ops)
@@ -151,7 +161,11 @@ def learn_weights(
 
 
 def _layers(
-    model: oir.Model, target: Target, ranges: Mapping[str, TensorRange], plan: PrecisionPlan
+    model: oir.Model,
+    target: Target,
+    ranges: Mapping[str, TensorRange],
+    plan: PrecisionPlan,
+    shift: bool,
 ) -> tuple[list[_Layer], list[Note]]:
     state = CompileState(model, target, ranges=dict(ranges), plan=plan)
     region = integer_region(state)
@@ -165,7 +179,7 @@ def _layers(
             notes.append(Note(sites[0].origin, f"weights rounded to nearest: {reason}"))
             continue
         sources = tuple(source_of(site) for site in sites)
-        shares = tuple(not takes_shift(s.node, default_opset(model)) for s in sites)
+        shares = tuple(shift and not takes_shift(s.node, default_opset(model)) for s in sites)
         found.append(_Layer(key, tuple(sites), sources, state.weights[key], shares))
     return found, notes
 

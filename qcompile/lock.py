@@ -33,12 +33,14 @@ class Lock:
         ranges: tensor name -> range.
         plan: the plan that was lowered.
         outputs: file name -> sha256.
+        learned: sha256 of learned.npz, "" when nothing was learned.
     """
 
     inputs: Mapping[str, Any]
     ranges: Mapping[str, TensorRange]
     plan: PrecisionPlan
     outputs: Mapping[str, str]
+    learned: str = ""
 
     def to_json(self) -> str:
         """Deterministic text; floats as hexadecimal, exact to the bit."""
@@ -51,6 +53,7 @@ class Lock:
             },
             "plan": json.loads(self.plan.to_json()),
             "outputs": dict(self.outputs),
+            "learned": self.learned,
         }
         return json.dumps(content, indent=0, sort_keys=True) + "\n"
 
@@ -73,7 +76,8 @@ class Lock:
                 for name, (low, high, method) in content["ranges"].items()
             }
             plan = PrecisionPlan.from_json(json.dumps(content["plan"]))
-            return cls(content["inputs"], ranges, plan, content["outputs"])
+            learned = content.get("learned", "")
+            return cls(content["inputs"], ranges, plan, content["outputs"], learned)
         except FileNotFoundError as e:
             raise OptionError(
                 f"--locked needs '{path}', which does not exist; compile once without --locked, "

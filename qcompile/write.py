@@ -18,6 +18,8 @@ from qcompile.environment import describe_machine, describe_versions
 from qcompile.ir.save import save_model
 from qcompile.job import Job
 from qcompile.layers import describe_layers
+from qcompile.learned_file import LEARNED, write_learned
+from qcompile.learning import Learned
 from qcompile.lock import Lock
 from qcompile.outcome import settle
 from qcompile.planner.race import Candidate
@@ -37,6 +39,7 @@ def write_artifact(
     folder: Path,
     job: Job,
     ranges: Ranges,
+    learned: Learned,
     found: Found,
     taken: Candidate,
     gate: GateResult,
@@ -63,7 +66,11 @@ def write_artifact(
         ranges.calibration.save(folder / "ranges.npz")
     if found.costs is not None:
         (folder / "costs.json").write_text(found.costs.to_json(), encoding="utf-8", newline="\n")
-    lock = Lock(byte_inputs(dict(key)), ranges.chosen, build.plan, hashes)
+    digest = ""
+    if learned.weights or learned.bias_shifts:
+        write_learned(folder / LEARNED, learned, job.prepared.model)
+        digest = file_sha256(folder / LEARNED)
+    lock = Lock(byte_inputs(dict(key)), ranges.chosen, build.plan, hashes, digest)
     (folder / LOCK).write_text(lock.to_json(), encoding="utf-8", newline="\n")
     if handed_over:
         _write_deploy(folder / "deploy", place / MODEL, list(job.data.held)[:SAMPLES])
@@ -84,7 +91,7 @@ def write_artifact(
         "calibration": {
             "description": ranges.description,
             "random": job.data.random,
-            "findings": [*job.data.findings, *ranges.findings],
+            "findings": [*job.data.findings, *ranges.findings, *learned.findings()],
         },
         "plan": {
             "how": found.how,
@@ -98,7 +105,7 @@ def write_artifact(
         "integer_mac_share": share,
         "gate": gate.to_dict(),
         "passes": passes_as_data((*job.prepared.records, *build.records)),
-        "notes": notes_as_data((*job.prepared.notes, *build.notes)),
+        "notes": notes_as_data((*job.prepared.notes, *learned.notes, *build.notes)),
         "stages": [{"name": k, "seconds": round(v, 3)} for k, v in seconds.items()],
         "machine": describe_machine(),
         "versions": describe_versions(),
