@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from qcompile.artifact import MODEL, Artifact, open_artifact
-from qcompile.backends.ort import Session, open_session
+from qcompile.backends.ort import open_session
 from qcompile.ir.errors import OutputError, QCompileError
 from qcompile.report import CompileReport
 
@@ -58,15 +58,18 @@ class CompileResult:
             raise NotDeliveredError("; ".join(self.headlines()))
         return self
 
-    def open(self, **options: Any) -> Session:
-        """A session on the artifact (see ``qcompile.backends.ort.open_session`` for options).
+    def open(self, **options: Any) -> Any:
+        """An ``onnxruntime.InferenceSession`` on the artifact, with default options.
+
+        Args:
+            options: of ``qcompile.backends.ort.open_session`` (``threads=``, ``custom_ops=``).
 
         Raises:
             OutputError: nothing was delivered.
         """
         if not self.model.is_file():
             raise OutputError(f"nothing was delivered: {self.headlines()[0]}")
-        return open_session(self.model, **options)
+        return open_session(self.model, **options).raw
 
     def headlines(self) -> list[str]:
         """The last lines of a run."""
