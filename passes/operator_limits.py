@@ -92,10 +92,33 @@ def _gather(node: oir.Node) -> str:
     return ""
 
 
+def _average_pool(node: oir.Node) -> str:
+    """It becomes a depthwise Conv of ones, so every window must have the same size."""
+    value = _input(node, 0)
+    shape = None if value is None else value.shape
+    if shape is None or len(shape) < 3 or not isinstance(shape[1], int):
+        return "the number of channels is unknown"
+    if attribute(node, "ceil_mode", 0):
+        return "windows cut off by ceil_mode have no integer kernel that pays"
+    pads = attribute(node, "pads", ())
+    padded = attribute(node, "auto_pad", "NOTSET") not in ("NOTSET", "VALID")
+    if (padded or any(cast(tuple[int, ...], pads))) and not attribute(node, "count_include_pad", 0):
+        return "padding that does not count has no integer kernel that pays"
+    return ""
+
+
+def _max_pool(node: oir.Node) -> str:
+    value = _input(node, 0)
+    rank = None if value is None or value.shape is None else len(value.shape)
+    return "" if rank == 4 else f"the integer MaxPool of rank {rank} is slower than the float one"
+
+
 _CHECKS: dict[str, Callable[[oir.Node], str]] = {
+    "AveragePool": _average_pool,
     "Clip": _clip,
     "Gather": _gather,
     "Gemm": _gemm,
+    "MaxPool": _max_pool,
     "Pad": _pad,
     "ReduceMean": _reduce_mean,
 }
