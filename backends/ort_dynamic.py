@@ -16,9 +16,10 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as oir
 
-from qcompile.backends.ort_edges import Edit, Lowering, Refused, Site, apply_edit, dequantized
+from qcompile.backends.ort_edges import dequantized
 from qcompile.backends.ort_kernels import MICROSOFT
 from qcompile.backends.ort_rules_compute import following_bias
+from qcompile.backends.ort_site import Edit, Lowering, Refused, Site, apply_edit
 from qcompile.ir.affine import quantize_weight
 from qcompile.ir.graph import constant, origin
 from qcompile.ir.notes import Note

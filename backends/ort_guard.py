@@ -16,8 +16,9 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as oir
 
-from qcompile.backends.ort_edges import Lowering, QTensor, dequantized
+from qcompile.backends.ort_edges import QTensor, dequantized
 from qcompile.backends.ort_kernels import MICROSOFT
+from qcompile.backends.ort_site import Lowering
 from qcompile.ir.graph import constant, origin, replace_value, single_consumer
 from qcompile.ir.notes import Note
 

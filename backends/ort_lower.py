@@ -13,15 +13,7 @@ from dataclasses import dataclass
 import onnx_ir as oir
 
 from qcompile.backends.ort_dynamic import lower_dynamic
-from qcompile.backends.ort_edges import (
-    Edit,
-    Lowering,
-    Refused,
-    Site,
-    apply_edit,
-    dequantized,
-    quantizer,
-)
+from qcompile.backends.ort_edges import dequantized, quantizer
 from qcompile.backends.ort_fuse_float import fuse_float
 from qcompile.backends.ort_guard import fold_constant_dequantize, guard_float
 from qcompile.backends.ort_kernels import MICROSOFT, KernelSet, installed_kernels
@@ -44,6 +36,7 @@ from qcompile.backends.ort_rules_elementwise import (
 from qcompile.backends.ort_rules_layout import lower_average_pool
 from qcompile.backends.ort_rules_passthrough import MOVES, hoist, lower_move
 from qcompile.backends.ort_scales import adopt_concat_scales, align_hard_activations
+from qcompile.backends.ort_site import Edit, Lowering, Refused, Site, apply_edit
 from qcompile.ir.graph import constant, drop_unused, origin, replace_value
 from qcompile.ir.notes import Note
 from qcompile.ir.plan import PrecisionPlan

@@ -17,9 +17,10 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as oir
 
-from qcompile.backends.ort_edges import Edit, Lowering, QTensor, Refused, Site, Tail, dequantized
+from qcompile.backends.ort_edges import QTensor, Tail, dequantized
 from qcompile.backends.ort_kernels import MICROSOFT
 from qcompile.backends.ort_scales import hard_line, line_steps
+from qcompile.backends.ort_site import Edit, Lowering, Refused, Site
 from qcompile.ir.graph import set_origin, single_consumer
 
 __all__ = ["fuse_silu", "lower_hard_sigmoid", "lower_hard_swish"]

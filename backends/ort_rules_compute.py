@@ -12,8 +12,9 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as oir
 
-from qcompile.backends.ort_edges import Edit, QTensor, Refused, Site, dequantized, tail
+from qcompile.backends.ort_edges import QTensor, dequantized, tail
 from qcompile.backends.ort_kernels import MICROSOFT
+from qcompile.backends.ort_site import Edit, Refused, Site
 from qcompile.ir.graph import constant, single_consumer
 
 __all__ = ["following_bias", "lower_conv", "lower_gemm", "lower_matmul"]

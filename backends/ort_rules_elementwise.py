@@ -13,9 +13,10 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as oir
 
-from qcompile.backends.ort_edges import Edit, QTensor, Refused, Site, tail_through
+from qcompile.backends.ort_edges import QTensor, tail_through
 from qcompile.backends.ort_kernels import MICROSOFT
 from qcompile.backends.ort_rules_layout import TO_LAST, channels_last
+from qcompile.backends.ort_site import Edit, Refused, Site
 from qcompile.ir.graph import constant
 
 __all__ = [

@@ -15,8 +15,9 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as oir
 
-from qcompile.backends.ort_edges import Edit, QTensor, Refused, Site
+from qcompile.backends.ort_edges import QTensor
 from qcompile.backends.ort_kernels import MICROSOFT
+from qcompile.backends.ort_site import Edit, Refused, Site
 from qcompile.ir.graph import constant
 
 __all__ = ["TO_LAST", "channels_last", "lower_average_pool", "nhwc_max_pool", "repeat_rows"]

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as oir
 
-from qcompile.backends.ort_edges import Edit, QTensor, Refused, Site, quantizer
+from qcompile.backends.ort_edges import QTensor, quantizer
 from qcompile.backends.ort_rules_layout import nhwc_max_pool, repeat_rows
+from qcompile.backends.ort_site import Edit, Refused, Site
 from qcompile.ir.graph import constant, single_consumer
 
 __all__ = ["MOVES", "hoist", "lower_move"]

@@ -13,8 +13,9 @@ import math
 import numpy as np
 import onnx_ir as oir
 
-from qcompile.backends.ort_edges import Lowering, QTensor, dequantized, quantizer, tail
+from qcompile.backends.ort_edges import QTensor, dequantized, quantizer, tail
 from qcompile.backends.ort_rules_passthrough import MOVES
+from qcompile.backends.ort_site import Lowering
 from qcompile.ir.graph import attribute, constant, origin
 from qcompile.ir.notes import Note
 
