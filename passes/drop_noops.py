@@ -1,9 +1,9 @@
 """Drop nodes that hand on their input unchanged, and chains that undo themselves.
 
-Before: ``Identity(x)``, ``Dropout(x)``, ``Cast`` to the type it has, ``Add 0``, ``Mul 1``, ``Pow 1``,
-``Reshape``, ``Expand``, ``Tile``, ``Slice``, ``Pad`` and ``Resize`` that keep the shape, ``Transpose``
-with the identity permutation, ``Concat`` and ``Sum`` of one; ``Transpose(Transpose(x))``, ``Reshape(Reshape(x))``,
-``Cast(Cast(x))`` where the first loses nothing, ``Squeeze(Unsqueeze(x))``, Relu of what is not negative.
+Before: ``Identity(x)``, ``Dropout(x)``, ``Cast`` to the type it has, ``Add 0``, ``Mul 1``, ``Pow 1``;
+``Reshape``, ``Expand``, ``Tile``, ``Slice``, ``Pad`` and ``Resize`` that keep the shape; ``Transpose`` with
+the identity permutation; ``Concat`` and ``Sum`` of one; ``Transpose(Transpose(x))``, ``Reshape(Reshape(x))``,
+``Cast(Cast(x))`` where the first loses nothing; Relu of what is not negative.
 After: ``x``, or the outer node alone.
 
 ``Add 0`` counts only where it neither broadcasts ``x`` nor changes its type. ``-0.0`` may become ``0.0``.
@@ -23,6 +23,9 @@ from qcompile.ir.manager import CompileState, Note, PassResult
 __all__ = ["DropNoops"]
 
 DEFAULT = ("", "ai.onnx")
+BEYOND = 10**9
+"""Exporters write "to the end" as a number no smaller than this."""
+
 INTEGER_BITS = {
     oir.DataType.BOOL: 1,
     oir.DataType.UINT8: 8,
@@ -213,7 +216,7 @@ def _slice(node: oir.Node) -> oir.Value | None:
     if axes is None:
         axes = np.arange(starts.size)
     for end, axis in zip(ends.reshape(-1), axes.reshape(-1), strict=True):
-        if int(end) >= 1 << 30:
+        if int(end) >= BEYOND:
             continue
         known = None if x is None or x.shape is None else x.shape[int(axis)]
         if not isinstance(known, int) or int(end) < known:

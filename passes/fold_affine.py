@@ -1,6 +1,7 @@
 """Fold chains of Mul, Add, Sub and Div by constants into the layers before and behind them.
 
-Behind a layer (its result read by the chain alone)::
+Behind a layer (its result read by the chain alone, maybe through moves of data, and for a number
+without a constant through the MatMul of two tensors, as in an attention)::
 
     a * (W x + b) + c          ->  (a W) x + (a b + c)         Conv, ConvTranspose, Gemm
                                ->  (a W) x, then one Add       MatMul
@@ -32,6 +33,7 @@ from qcompile.ir.pattern import Match, absorb, replace
 from qcompile.passes.linear import Affine, Array, Linear, as_linear, read_affine
 from qcompile.passes.protected import protected
 from qcompile.passes.sinks import find_sinks
+from qcompile.passes.sources import find_source
 
 __all__ = ["FoldAffine"]
 
@@ -122,34 +124,40 @@ def _fits(read: Affine, scale: Array, shift: Array) -> bool:
 
 
 def _behind(graph: oir.Graph, chain: Chain) -> Note | None:
-    """Fold into the layer that feeds the chain."""
-    linear = as_linear(chain.source.producer(), with_bias_add=False)
-    if isinstance(linear, str):
-        return None
+    """Fold into the layer that feeds the chain, maybe through moves of data."""
+    source = find_source(chain.source, chain.axis, factor_only=not np.any(chain.shift))
     where = _where(chain)
-    if chain.axis is not None and (
-        chain.axis != linear.negative_axis
+    if source is None:
+        return None
+    if isinstance(source, str):
+        return Note(where, f"not folded back: {source}")
+    linear = source.linear
+    only_shift = bool(np.all(chain.scale == 1))
+    is_matmul = linear.node.op_type == "MatMul"
+    if is_matmul and not source.moved and len(chain.nodes) == 1 and only_shift:
+        return None  # a MatMul's bias; there is no better place for it
+    if source.axis is not None and (
+        source.axis != linear.negative_axis
         or max(chain.scale.size, chain.shift.size) != linear.outputs
     ):
         return Note(where, f"not folded into '{linear.node.name}': it varies along another axis")
-    is_matmul = linear.node.op_type == "MatMul"
-    if is_matmul and len(chain.nodes) == 1 and np.all(chain.scale == 1):
-        return None  # a MatMul's bias; there is no better place for it
-    if single_consumer(chain.source) is None:
-        return Note(where, f"not folded back: '{chain.source.name}' is also read elsewhere")
     reason = linear.why_no_new_weight()
     if reason is not None:
         return Note(where, f"not folded into '{linear.node.name}': {reason}")
     text = f"folded into '{linear.node.name}'"
-    if is_matmul:
-        linear.scale_outputs(graph, chain.scale, np.array(0.0))
-        if np.any(chain.shift):
-            _write(graph, chain, np.array(1.0), chain.shift)
-            return Note(where, f"{text}, its constant is the bias", True)
-    else:
+    if linear.bias_at is not None or not np.any(chain.shift):
         linear.scale_outputs(graph, chain.scale, chain.shift)
-    absorb(linear.node, chain.nodes)
-    return Note(where, text, True)
+        _bypass(graph, chain, linear.node)
+        return Note(where, text, True)
+    if source.moved:
+        return (
+            None
+            if only_shift
+            else Note(where, f"not folded back: '{linear.node.name}' has no bias")
+        )
+    linear.scale_outputs(graph, chain.scale, np.array(0.0))
+    _write(graph, chain, np.array(1.0), chain.shift)
+    return Note(where, f"{text}, its constant is the bias", True)
 
 
 def _before(graph: oir.Graph, chain: Chain) -> Note | None:
@@ -218,6 +226,10 @@ def _scale_inputs(graph: oir.Graph, node: oir.Node, scale: Array, shift: Array) 
 def _bypass(graph: oir.Graph, chain: Chain, heir: oir.Node) -> None:
     """Let the readers of the chain's result read its source; ``heir`` takes over the origins."""
     set_origin(heir, [heir, *chain.nodes])
+    producer = chain.source.producer()
+    if producer is not None and single_consumer(chain.source) is chain.nodes[0]:
+        absorb(producer, chain.nodes, credit=False)
+        return
     chain.result.replace_all_uses_with(chain.source)
     for node in reversed(chain.nodes):
         graph.remove(node, safe=True)

@@ -4,8 +4,8 @@ Before: ``T_p -> f -> T_q`` with ``q = p^-1``
 After:  ``f``, with the constants of f transposed
 
 Exporters from channels-last frameworks leave such pairs around every activation that they could not
-turn. Also ``Transpose -> Reshape (m, -1) -> MatMul W``: the rows of W are permuted instead, and
-``Reshape(x)`` reads the tensor as it lies.
+turn. An Unsqueeze on the way inserts its axes where they end up. Also ``Transpose -> Reshape (m, -1) ->
+MatMul W``: the rows of W are permuted instead, and the Reshape reads the tensor as it lies.
 """
 
 from __future__ import annotations
@@ -76,36 +76,78 @@ class MoveTransposes:
 
 
 def _cancel(graph: oir.Graph, first: oir.Node, perm: tuple[int, ...]) -> str | None:
-    """Drop ``first`` and the Transpose that undoes it behind a chain of elementwise nodes."""
-    chain: list[oir.Node] = []
+    """Drop ``first`` and the Transpose that undoes it behind elementwise nodes and one Unsqueeze."""
+    before: list[oir.Node] = []
+    after: list[oir.Node] = []
+    unsqueeze: oir.Node | None = None
+    axes: list[int] = []
     node = single_consumer(first.outputs[0])
-    while node is not None and node.graph is graph and _elementwise(node, len(perm)):
-        chain.append(node)
+    while node is not None and node.graph is graph:
+        if _elementwise(node, len(perm) + len(axes)):
+            (before if unsqueeze is None else after).append(node)
+        elif unsqueeze is None and (found := _unsqueezed(node, len(perm))) is not None:
+            unsqueeze, axes = node, found
+        else:
+            break
         node = single_consumer(node.outputs[0])
+    chain = [*before, *([] if unsqueeze is None else [unsqueeze]), *after]
     if node is None or node.op_type != "Transpose" or node.graph is not graph or not chain:
         return None
     second = attribute(node, "perm")
-    if not isinstance(second, tuple) or [perm[int(i)] for i in second] != list(range(len(perm))):
+    if not isinstance(second, tuple) or is_graph_output(node.outputs[0]) or first.inputs[0] is None:
         return None
-    if is_graph_output(node.outputs[0]) or first.inputs[0] is None:
+    # Axis i behind the second Transpose is axis second[i] before it: new, or one of the first's.
+    kept = iter(perm)
+    sources = [None if i in axes else next(kept) for i in range(len(perm) + len(axes))]
+    final = [sources[int(i)] for i in second]
+    if [s for s in final if s is not None] != list(range(len(perm))):
         return None
-    undo = tuple(int(i) for i in second)
     chain[0].replace_input_with(list(chain[0].inputs).index(first.outputs[0]), first.inputs[0])
-    for one in chain:
-        for index, value in enumerate(one.inputs):
-            array = constant(value)
-            if array is not None and array.size > 1 and value is not None:
-                wide = array.reshape((1,) * (len(perm) - array.ndim) + array.shape)
-                turned = np.transpose(wide, undo)
-                one.replace_input_with(
-                    index, add_initializer(graph, f"{value.name}_turned", turned)
-                )
-        out = one.outputs[0]
-        if out.shape is not None and len(out.shape) == len(perm):
-            out.shape = oir.Shape([out.shape[i] for i in undo])
+    for one in before:
+        _turn(graph, one, tuple(int(i) for i in np.argsort(perm)))
+    if unsqueeze is not None:
+        _set_axes(graph, unsqueeze, [i for i, s in enumerate(final) if s is None])
+        unsqueeze.outputs[0].shape = None
+    for one in after:
+        _turn(graph, one, tuple(int(i) for i in second))
+    chain[-1].outputs[0].shape = node.outputs[0].shape
     node.outputs[0].replace_all_uses_with(chain[-1].outputs[0])
     graph.remove([node, first], safe=True)
-    return f"cancels '{node.name}' behind {len(chain)} elementwise nodes"
+    return f"cancels '{node.name}' behind {len(chain)} nodes that do not mind"
+
+
+def _turn(graph: oir.Graph, node: oir.Node, undo: tuple[int, ...]) -> None:
+    """Let an elementwise node work on the tensor as it was before the Transpose."""
+    for index, value in enumerate(node.inputs):
+        array = constant(value)
+        if array is not None and array.size > 1 and value is not None:
+            wide = array.reshape((1,) * (len(undo) - array.ndim) + array.shape)
+            turned = np.transpose(wide, undo)
+            node.replace_input_with(index, add_initializer(graph, f"{value.name}_turned", turned))
+    out = node.outputs[0]
+    if out.shape is not None and len(out.shape) == len(undo):
+        out.shape = oir.Shape([out.shape[i] for i in undo])
+
+
+def _unsqueezed(node: oir.Node, rank: int) -> list[int] | None:
+    """The axes that an Unsqueeze of a tensor of ``rank`` inserts, None if unknown or no Unsqueeze."""
+    if node.op_type != "Unsqueeze" or node.domain not in ("", "ai.onnx"):
+        return None
+    axes: object = attribute(node, "axes")
+    if len(node.inputs) > 1:
+        stored = constant(node.inputs[1])
+        axes = None if stored is None else tuple(int(a) for a in stored.reshape(-1))
+    if not isinstance(axes, tuple):
+        return None
+    return [int(a) % (rank + len(axes)) for a in axes]
+
+
+def _set_axes(graph: oir.Graph, node: oir.Node, axes: list[int]) -> None:
+    if len(node.inputs) > 1:
+        name = f"{node.outputs[0].name}_axes"
+        node.replace_input_with(1, add_initializer(graph, name, np.array(axes, np.int64)))
+    else:
+        node.attributes["axes"] = oir.AttrInt64s("axes", axes)
 
 
 def _elementwise(node: oir.Node, rank: int) -> bool:

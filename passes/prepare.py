@@ -9,14 +9,20 @@ from qcompile.passes.fold_batchnorm import FoldBatchNorm
 from qcompile.passes.fold_constants import FoldConstants
 from qcompile.passes.fold_pad import FoldPad
 from qcompile.passes.fold_shapes import FoldShapes
+from qcompile.passes.fold_table import FoldTable
 from qcompile.passes.fuse_activations import FuseActivations
 from qcompile.passes.fuse_bias import FuseBias
 from qcompile.passes.fuse_gelu import FuseGelu
 from qcompile.passes.fuse_layernorm import FuseLayerNorm
+from qcompile.passes.fuse_softmax import FuseSoftmax
 from qcompile.passes.move_transposes import MoveTransposes
 from qcompile.passes.rewrite_conv_transpose import RewriteConvTranspose
+from qcompile.passes.rewrite_one_hot import RewriteOneHot
+from qcompile.passes.shield_layernorm import ShieldLayerNorm
+from qcompile.passes.spell_shifts import SpellShifts
+from qcompile.passes.spell_softmax import SpellSoftmax
 
-__all__ = ["prepare_passes"]
+__all__ = ["prepare_passes", "runtime_passes"]
 
 
 def prepare_passes(contrib: bool = False) -> list[Pass]:
@@ -34,14 +40,25 @@ def prepare_passes(contrib: bool = False) -> list[Pass]:
         FoldShapes(),
         FoldConstants(),
         DropNoops(),
+        RewriteOneHot(),
         FuseActivations(),
         FuseGelu(contrib),
         FuseLayerNorm(),
+        FuseSoftmax(),
         FoldPad(),
         MoveTransposes(),
         FuseBias(),
         FoldBatchNorm(),
+        FoldTable(),
         FoldAffine(),
         FoldAffine(),
         RewriteConvTranspose(),
     ]
+
+
+def runtime_passes() -> list[Pass]:
+    """Float forms that ONNX Runtime's CPU kernels are fast at; to run last, on what stays float.
+
+    They undo some of the canonical forms above, so nothing that reads canonical forms may follow.
+    """
+    return [SpellSoftmax(), ShieldLayerNorm(), SpellShifts()]

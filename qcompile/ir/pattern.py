@@ -231,12 +231,19 @@ def replace(found: Match, new: Sequence[oir.Node], anchor: oir.Node | None = Non
     _remove_dead(found.nodes)
 
 
-def absorb(node: oir.Node, followers: Sequence[oir.Node]) -> None:
-    """Let ``node`` yield what the last of ``followers`` (a chain behind it) yielded; removes them."""
+def absorb(node: oir.Node, followers: Sequence[oir.Node], *, credit: bool = True) -> None:
+    """Let ``node`` yield what the last of ``followers`` (a chain behind it) yielded; removes them.
+
+    Args:
+        node: has one output in use.
+        followers: in graph order.
+        credit: whether ``node`` stands for them from now on.
+    """
     last = followers[-1].outputs[0]
-    set_origin(node, [node, *followers])
+    if credit:
+        set_origin(node, [node, *followers])
     _take_over(last, node.outputs[0])
-    _remove_dead(list(reversed(followers)))
+    _remove_dead(followers)
 
 
 def _take_over(old: oir.Value, new: oir.Value) -> None:

@@ -202,3 +202,51 @@ def test_a_chain_read_in_a_branch_stays() -> None:
     feed = {"x": np.ones((1, 4, 5, 5), np.float32), "t": np.array(True)}
     made = model(body, signature, w=(6, 4, 1, 1))
     check_passes(made, FoldAffine(), feed=feed, notes=["inside a branch"], changed=False)
+
+
+@pytest.mark.parametrize(
+    "moves",
+    [
+        "d = Squeeze(c, last)\n y = Mul(d, column)",
+        "d = Squeeze(c, last)\n e = Add(d, column)\n y = Mul(e, k)",
+        "d = Unsqueeze(c, last)\n y = Add(d, stack)",
+        "d = Transpose<perm = [0, 2, 3, 1]>(c)\n e = Reshape(d, flat)\n y = Div(e, k)",
+    ],
+)
+def test_behind_moves_of_data(moves: str) -> None:
+    signature = "(float[N, 4, 5, 1] x) => (float[...] y)"
+    text = f"c = Conv(x, w)\n {moves}"
+    numbers = NUMBERS.replace(
+        ">",
+        """, int64[1] last = {3}, int64[2] flat = {-1, 4},
+        float[4, 1] column = {1.0, 2.0, 3.0, 4.0}, float[4, 1, 1, 1] stack = {1.0, 2.0, 3.0, 4.0}>""",
+    )
+    weights = {"w": np.random.default_rng(0).normal(size=(4, 4, 1, 1)).astype(np.float32)}
+    made = parse(f"{HEADER}g {signature.replace('[...]', '[A]')} {numbers} {{ {text} }}", **weights)
+    made.graph.output[0].type.tensor_type.ClearField("shape")
+    after = check_passes(onnx.shape_inference.infer_shapes(made), FoldAffine(), changed=True)
+    assert not {"Mul", "Add", "Div"} & {n.op_type for n in after.graph}
+
+
+def test_the_scale_of_an_attention_goes_into_a_projection() -> None:
+    signature = "(float[N, 6, 4] x) => (float[N, 2, 6, 6] y)"
+    body = """q0 = MatMul(x, w)
+        q1 = Add(q0, b)
+        q2 = Reshape(q1, heads)
+        q3 = Transpose<perm = [0, 2, 1, 3]>(q2)
+        k0 = MatMul(x, w2)
+        k2 = Reshape(k0, heads)
+        k3 = Transpose<perm = [0, 2, 3, 1]>(k2)
+        p = MatMul(q3, k3)
+        d = Div(p, k)
+        y = Softmax(d)"""
+    rng = np.random.default_rng(0)
+    shapes = {"w": (4, 4), "w2": (4, 4), "b": (4,)}
+    weights = {n: rng.normal(size=s).astype(np.float32) for n, s in shapes.items()}
+    numbers = NUMBERS.replace(">", ", int64[4] heads = {0, 0, 2, 2}>")
+    made = parse(f"{HEADER}g {signature} {numbers} {{ {body} }}", **weights)
+    after = check_passes(made, FoldAffine(), changed=True)
+    assert [n.op_type for n in after.graph][-2:] == ["MatMul", "Softmax"]
+    (add,) = [n for n in after.graph if n.op_type == "Add"]
+    assert add.inputs[1] is not None and add.inputs[1].const_value is not None
+    np.testing.assert_allclose(add.inputs[1].const_value.numpy(), weights["b"] / 2.5, rtol=1e-6)

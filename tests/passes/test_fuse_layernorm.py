@@ -69,14 +69,50 @@ def test_axes_as_input() -> None:
     check_passes(parse(text), FuseLayerNorm(), ["LayerNormalization"])
 
 
+def test_another_axis_goes_between_transposes() -> None:
+    body = (CENTRE + SQUARES[0] + LEVEL + QUOTIENTS[0] + AFFINE).replace("[-1]", "[1]")
+    text = model(body.replace("gain", "tall").replace("offset", "tall"))
+    after = check_passes(
+        parse(text), FuseLayerNorm(), ["Transpose", "LayerNormalization", "Transpose"]
+    )
+    norm = list(after.graph)[1]
+    assert norm.name == "Add_8"
+
+
+@pytest.mark.parametrize("back", ["Reshape(%s, shape)", "Unsqueeze(%s, axes)"])
+@pytest.mark.parametrize("positive", ["", "p = Max(zero, v)\n", "p = Relu(v)\n"])
+def test_mean_of_squares_as_jax_writes_it(back: str, positive: str) -> None:
+    body = f"""a = ReduceSum<keepdims = 0>(x, axes)
+        m = Mul(a, quarter)
+        s = Mul(x, x)
+        b = ReduceSum<keepdims = 0>(s, axes)
+        q = Mul(quarter, b)
+        mm = Mul(m, m)
+        v = Sub(q, mm)
+        {positive}vk = {back % ("p" if positive else "v")}
+        mk = {back % "m"}
+        d = Sub(x, mk)
+        l = Add(vk, eps)
+        r = Sqrt(l)
+        i = Reciprocal(r)
+        g2 = Mul(i, gain)
+        n = Mul(d, g2)
+        y = Add(n, offset)"""
+    extra = "<float zero = {0.0}, float quarter = {0.25}, int64[3] shape = {-1, 3, 1}, float two"
+    text = model(body).replace("<float two", extra)
+    check_passes(parse(text), FuseLayerNorm(), ["LayerNormalization"], rtol=1e-4, atol=1e-5)
+    wrong = text.replace("quarter = {0.25}", "quarter = {0.2}")
+    check_passes(parse(wrong), FuseLayerNorm(), notes=["not divided by 4"], changed=False)
+
+
 @pytest.mark.parametrize(
     ("body", "opset", "reason"),
     [
         (CENTRE + SQUARES[0] + LEVEL + QUOTIENTS[0] + AFFINE, 13, "needs opset 17"),
         (
-            (CENTRE + SQUARES[0] + LEVEL + QUOTIENTS[0] + AFFINE).replace("[-1]", "[1]"),
+            (CENTRE + SQUARES[0] + LEVEL + QUOTIENTS[0] + AFFINE).replace("[-1]", "[1, 2]"),
             17,
-            "does not reduce the last axis",
+            "does not reduce one known axis",
         ),
         (
             CENTRE + SQUARES[0] + LEVEL + QUOTIENTS[0] + AFFINE.replace("gain", "tall"),

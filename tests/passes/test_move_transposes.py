@@ -61,3 +61,23 @@ def test_into_the_weight_behind_a_flattening(target: str, layer: str) -> None:
         MoveTransposes(),
         ["Neg", "Reshape", layer.split("(", maxsplit=1)[0].split("<", maxsplit=1)[0]],
     )
+
+
+@pytest.mark.parametrize(
+    ("axis", "perm", "unit"),
+    [
+        (4, [0, 3, 1, 2, 4], 4),
+        (3, [0, 4, 1, 2, 3], 4),
+        (0, [0, 1, 4, 2, 3], 0),
+        (1, [0, 4, 2, 1, 3], 3),
+    ],
+)
+def test_an_unsqueeze_on_the_way(axis: int, perm: list[int], unit: int) -> None:
+    text = model(
+        f"c = Mul(b, v)\n d = Unsqueeze(c, axis)\n e = Transpose<perm = {perm}>(d)\n y = Abs(e)",
+        "float[A, B, C, D, E] y",
+    ).replace("<float k", f"<int64[1] axis = {{{axis}}}, float k")
+    after = check_passes(parse(text), MoveTransposes(), ["Neg", "Mul", "Unsqueeze", "Abs"])
+    unsqueeze = list(after.graph)[2]
+    assert unsqueeze.inputs[1] is not None and unsqueeze.inputs[1].const_value is not None
+    assert unsqueeze.inputs[1].const_value.numpy().tolist() == [unit]
