@@ -22,7 +22,7 @@ from qcompile.worker import interleave
 
 MATMUL = """
 <ir_version: 8, opset_import: ["" : 17]>
-m (float["n", 64] x) => (float["n", 64] y) <float[64, 64] w> {{ {body} }}
+m (float[n, 64] x) => (float[n, 64] y) <float[64, 64] w> {{ {body} }}
 """
 
 

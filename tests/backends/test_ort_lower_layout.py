@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from qcompile.backends.ort_kernels import installed_kernels
 from tests.backends.ort_models import lowered, ops, parse
 
 CONVS = """
@@ -91,7 +92,7 @@ def test_other_nearest_modes_keep_the_resize() -> None:
 
 def test_linear_resize_stays_float() -> None:
     body = quantized('o = Resize<mode="linear">(cd, , sc)')
-    result = lowered(parse(convs(body, "1,4,16,16", "float[4] sc = {1.0,1.0,2.0,2.0}")), step=0.1)
+    result = lowered(parse(convs(body, "1,4,16,16", "float[4] sc = {1.0,1.0,2.0,2.0}")), step=0.15)
     assert "Resize" in ops(result.model) and "half as fast" in result.notes[0].text
 
 
@@ -133,6 +134,8 @@ def test_average_pool_with_partial_windows_stays_float(how: str) -> None:
     ],
 )
 def test_moving_operators_move_integers(op: str, shape: str, extra: str) -> None:
+    if "DepthToSpace" in op and not installed_kernels().has("DepthToSpace", "", 17, "uint8"):
+        pytest.skip("this ONNX Runtime moves floats only in DepthToSpace")
     result = lowered(parse(convs(quantized(op), shape, extra)), step=0.05)
     assert ops(result.model).count("DequantizeLinear") == 1
     assert ops(result.model).count("QuantizeLinear") == 1

@@ -216,7 +216,7 @@ def test_nodes_of_branches(tmp_path: Path) -> None:
 
 
 def test_refusal_names_the_node_of_the_file(tmp_path: Path) -> None:
-    text = 'm (float[n] x) => (float[n] y) { [the_node] y = Relu<alpha = 1.0>(x) }'
+    text = "m (float[n] x) => (float[n] y) { [the_node] y = Relu<alpha = 1.0>(x) }"
     with pytest.raises(ModelError, match="the_node"):
         realised(save(tmp_path / "bad.onnx", text), {"x": np.ones(1, np.float32)})
 

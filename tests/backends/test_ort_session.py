@@ -15,7 +15,7 @@ from qcompile.ir.errors import BackendMissingError, ModelError
 
 ADD = onnx.parser.parse_model("""
 <ir_version: 8, opset_import: ["" : 17]>
-add (float["batch", 2] x, float[2] bias) => (float["batch", 2] y) { y = Add(x, bias) }
+add (float[batch, 2] x, float[2] bias) => (float[batch, 2] y) { y = Add(x, bias) }
 """)
 
 BAD = onnx.parser.parse_model("""
