@@ -87,13 +87,15 @@ def choose_ranges(
     return fit_ranges(merged(stores, held), methods, spec)
 
 
-def merged(stores: Stores, held: Stores | None) -> dict[str, TensorStore]:
-    """What both saw of each tensor."""
-    if not held:
+def merged(
+    stores: Stores, held: Stores | None, capacity: int | None = None
+) -> dict[str, TensorStore]:
+    """What both saw of each tensor, with histograms of ``capacity`` bins if asked for."""
+    if not held and capacity is None:
         return dict(stores)
-    both = {name: store.copy() for name, store in stores.items()}
+    both = {name: store.copy(capacity) for name, store in stores.items()}
     for name, store in both.items():
-        if name in held:
+        if held and name in held:
             store.merge(held[name])
     return both
 

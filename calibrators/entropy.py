@@ -22,8 +22,8 @@ __all__ = ["entropy_ranges"]
 _BINS = 1024
 """Bins that are told apart: four for each of 256 levels, and a candidate costs half as much."""
 
-_AT_ONCE = 1 << 19
-"""Numbers in one intermediate array: 4 MB."""
+_AT_ONCE = 1 << 17
+"""Numbers in one intermediate array: 1 MB."""
 
 Values = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.int64]

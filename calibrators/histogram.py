@@ -98,11 +98,11 @@ class Histogram:
         """Add the counts of ``other``; the same as having seen its values.
 
         Raises:
-            ValueError: their capacities differ, so that their bins need not nest.
+            ValueError: ``other`` has a lower capacity, so that its bins may be too wide.
         """
-        if other.capacity != self.capacity:
+        if other.capacity < self.capacity:
             raise ValueError(
-                f"histograms of {self.capacity} and {other.capacity} bins do not merge"
+                f"a histogram of {self.capacity} bins cannot take in one of {other.capacity}"
             )
         self.zeros += other.zeros
         if len(other.counts) == 0:
@@ -111,9 +111,9 @@ class Histogram:
         first, counts = _widened(other.first, other.counts, self.exponent - other.exponent)
         self.counts[first - self.first : first - self.first + len(counts)] += counts
 
-    def copy(self) -> Histogram:
-        """An independent copy."""
-        found = Histogram(self.capacity)
+    def copy(self, capacity: int | None = None) -> Histogram:
+        """An independent copy, with fewer bins if asked for."""
+        found = Histogram(capacity or self.capacity)
         found.merge(self)
         return found
 

@@ -54,9 +54,9 @@ class TensorStore:
         self.update(other.low, other.high, other.elements)
         self.histogram.merge(other.histogram)
 
-    def copy(self) -> TensorStore:
-        """An independent copy."""
-        found = TensorStore(histogram=Histogram(self.histogram.capacity))
+    def copy(self, capacity: int | None = None) -> TensorStore:
+        """An independent copy, with a smaller histogram if asked for."""
+        found = TensorStore(histogram=Histogram(capacity or self.histogram.capacity))
         found.merge(self)
         return found
 

@@ -41,6 +41,9 @@ _HELD_EVERY = 4
 _HELD_FROM = 8
 """Every fourth feed judges the estimators instead of fitting them, if there are eight or more."""
 
+_COARSE = 1024
+"""Bins of statistics that are kept to compare with: ranges move by hundredths, not by thousandths."""
+
 _INSIDE = 64 * 2**20
 """Models above this go to ONNX Runtime as a file with a side file, which it maps instead of copying."""
 
@@ -128,10 +131,10 @@ def calibrate(
             if memory_limit is not None:
                 _keep_within(memory_limit, len(ordered))
             result.samples = index + 1
-            if _checkpoint(result.samples):
-                # Two or three suffice to compare with the end; older ones would only cost memory.
-                earlier = {n: s for n, s in earlier.items() if 3 * n >= result.samples}
-                earlier[result.samples] = merged(result.fit, result.held)
+            if _checkpoint(result.samples) and result.samples != total:
+                # Half of the data is what is compared with the end; older ones only cost memory.
+                earlier = {n: s for n, s in earlier.items() if 2 * n >= result.samples}
+                earlier[result.samples] = merged(result.fit, result.held, _COARSE)
             if progress is not None:
                 progress(result.samples, total)
     if result.samples == 0:

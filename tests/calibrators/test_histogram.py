@@ -85,9 +85,14 @@ def test_one_bin_cannot_span_zero() -> None:
         Histogram(capacity=1)
 
 
-def test_other_capacities_do_not_merge() -> None:
-    with pytest.raises(ValueError, match="64 and 128"):
-        Histogram(64).merge(Histogram(128))
+@given(SHARDS)
+def test_a_smaller_histogram_takes_in_a_larger_one(shards: list[np.ndarray]) -> None:
+    assert state(seen(*shards).copy(16)) == state(seen(*shards, capacity=16))
+
+
+def test_a_larger_histogram_does_not_take_in_a_smaller_one() -> None:
+    with pytest.raises(ValueError, match="128 bins cannot take in one of 64"):
+        Histogram(128).merge(Histogram(64))
 
 
 @given(SHARDS)
