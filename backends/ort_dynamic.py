@@ -39,10 +39,9 @@ def lower_dynamic(lowering: Lowering, plan: PrecisionPlan, bits: int | None = No
         plan: labels by origin id.
         bits: significant bits of weights rounded here (7 on x86 without VNNI), None for all 8.
     """
+    dynamic = {layer.origin for layer in plan.layers if layer.precision == INT8_DYNAMIC}
     labelled = [
-        node
-        for node in list(lowering.model.graph)
-        if node.domain == "" and plan.precision(origin(node)) == INT8_DYNAMIC
+        node for node in list(lowering.model.graph) if node.domain == "" and origin(node) in dynamic
     ]
     readers: dict[oir.Value, int] = {}
     for node in labelled:

@@ -108,7 +108,11 @@ def quantizer(node: oir.Node) -> QTensor | None:
     """What a QuantizeLinear writes; None for another node or one without constant 8-bit parameters."""
     if node.op_type != "QuantizeLinear" or node.domain not in ("", MICROSOFT):
         return None
-    found = _parameters(node, node.outputs[0], "uint8")
+    given = attribute(node, "output_dtype", 0)
+    dtype = oir.DataType(given).name.lower() if isinstance(given, int) and given else "uint8"
+    if dtype not in EIGHT_BIT:
+        return None
+    found = _parameters(node, node.outputs[0], dtype)
     return found if found is not None and found.dtype in EIGHT_BIT else None
 
 

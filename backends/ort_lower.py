@@ -39,7 +39,7 @@ from qcompile.backends.ort_scales import adopt_concat_scales, align_hard_activat
 from qcompile.backends.ort_site import Edit, Lowering, Refused, Site, apply_edit
 from qcompile.ir.graph import constant, drop_unused, origin, replace_value
 from qcompile.ir.notes import Note
-from qcompile.ir.plan import PrecisionPlan
+from qcompile.ir.plan import FLOAT, PrecisionPlan
 
 __all__ = ["RULES", "LowerResult", "lower_ort"]
 
@@ -96,6 +96,9 @@ def lower_ort(
     notes: list[Note] = []
     if plan is not None:
         notes += lower_dynamic(lowering, plan, weight_bits)
+    planned = None
+    if plan is not None:
+        planned = {layer.origin for layer in plan.layers if layer.precision != FLOAT}
     _cancel(lowering)
     fuse_silu(lowering)
     adopt_concat_scales(lowering)
@@ -110,6 +113,8 @@ def lower_ort(
             edit = rule(site)
         except Refused as reason:
             where = origin(node) or node.name or node.outputs[0].name or ""
+            if planned is not None and where not in planned:
+                continue
             notes.append(Note(where, f"{node.op_type} stays float: {reason}"))
             continue
         apply_edit(lowering, node, edit)

@@ -16,7 +16,6 @@ import onnx_ir as oir
 from qcompile.backends.ort_edges import EIGHT_BIT, QTensor, Tail, dequantized, tail
 from qcompile.backends.ort_kernels import KernelSet
 from qcompile.ir.graph import (
-    add_initializer,
     attribute,
     default_opset,
     is_graph_output,
@@ -26,6 +25,10 @@ from qcompile.ir.graph import (
 )
 
 __all__ = ["Edit", "Lowering", "Refused", "Site", "apply_edit"]
+
+
+_SHARED = 64
+"""Elements up to which equal constants are stored once."""
 
 
 class Refused(Exception):  # noqa: N818 - a reason, not a defect
@@ -65,12 +68,24 @@ class Lowering:
 
     def constant(self, base: str, array: npt.NDArray[np.generic]) -> oir.Value:
         """An initializer holding ``array``; small equal ones are shared."""
-        if array.size > 64:
-            return add_initializer(self.model.graph, base, array)
+        if array.size > _SHARED:
+            return self._register(base, array)
         key = (str(array.dtype), array.shape, array.tobytes())
         if key not in self._made:
-            self._made[key] = add_initializer(self.model.graph, base, array)
+            self._made[key] = self._register(base, array)
         return self._made[key]
+
+    def _register(self, base: str, array: npt.NDArray[np.generic]) -> oir.Value:
+        name = self.unique(base, values=True)
+        tensor = oir.tensor(np.ascontiguousarray(array).reshape(array.shape), name=name)
+        value = oir.Value(
+            name=name,
+            type=oir.TensorType(tensor.dtype),
+            shape=oir.Shape(array.shape),
+            const_value=tensor,
+        )
+        self.model.graph.register_initializer(value)
+        return value
 
     def unique(self, base: str, *, values: bool = False) -> str:
         """``base``, or ``base/2``, ``base/3`` when a node (or a value made here) has it already."""
