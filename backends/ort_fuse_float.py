@@ -11,17 +11,22 @@ from __future__ import annotations
 
 import onnx_ir as oir
 
+from qcompile.backends.ort_kernels import MICROSOFT
 from qcompile.ir.graph import origin
 from qcompile.ir.notes import Note
 
 __all__ = ["fuse_float"]
 
 
+_NORMS = ("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization")
+"""Whose fusion with a sum is slower than both (the one without mean: 39 against 21 us)."""
+
+
 def fuse_float(model: oir.Model) -> list[Note]:
-    """Write each Add in front of a LayerNormalization as Sum; says where."""
+    """Write each Add in front of a normalization as Sum; says where."""
     notes: list[Note] = []
     for node in model.graph:
-        if node.op_type != "LayerNormalization" or node.domain != "":
+        if node.op_type not in _NORMS or node.domain not in ("", MICROSOFT):
             continue
         before = node.inputs[0]
         add = None if before is None else before.producer()
