@@ -20,6 +20,7 @@ from qcompile.learned import find_learned
 from qcompile.options import Options, make_options
 from qcompile.planner.search import search
 from qcompile.prepare import prepare
+from qcompile.range_choice import choose_ranges
 from qcompile.ranges import find_ranges
 from qcompile.reporter import Reporter, Silent
 from qcompile.result import CompileResult
@@ -102,6 +103,7 @@ def compile_with(source: Any, options: Options, reporter: Reporter | None = None
                 learned.weights,
                 learned.bias_shifts,
             )
+            ranges, builder = choose_ranges(job, ranges, builder, plan, stages.reporter.advance)
             found = search(job, builder, plan, replay=lock is not None, reporter=stages.reporter)
         with stages("gate"):
             taken, verdict = pass_gate(job, found, stages.reporter)

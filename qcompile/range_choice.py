@@ -1,0 +1,61 @@
+"""Chooses the range estimator by what it does to the model's outputs, not to single tensors.
+
+The least reconstruction error of each tensor ("auto") is not always the least error at the output: a
+clipped outlier may carry the decision. So every estimator is built once, whole, and run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from qcompile.build import Builder
+from qcompile.calibrators.choose import ESTIMATORS
+from qcompile.ir.plan import PrecisionPlan
+from qcompile.job import Job
+from qcompile.planner.race import Race
+from qcompile.ranges import Ranges
+
+__all__ = ["choose_ranges"]
+
+GAIN_DB = 0.3
+"""An estimator must beat "auto" by this much to replace it."""
+
+
+def choose_ranges(
+    job: Job,
+    ranges: Ranges,
+    builder: Builder,
+    plan: PrecisionPlan,
+    progress: Callable[[float, float | None], None],
+) -> tuple[Ranges, Builder]:
+    """The ranges of the estimator with the least output error on selection samples, and their builder.
+
+    Ranges stay as they are where the user named the estimator, where they were replayed, and with
+    ``--effort fast``.
+    """
+    options = job.options
+    if ranges.calibration is None or options.method != "auto" or options.effort == "fast":
+        return ranges, builder
+    feeds = job.data.selection()
+    best, best_db, first_db, name = builder, float("-inf"), float("-inf"), "auto"
+    for count, method in enumerate(("auto", *ESTIMATORS)):
+        chosen = ranges.calibration.ranges(method)
+        if method != "auto" and chosen == builder.ranges:
+            continue
+        folder = job.work / f"ranges{count}"
+        folder.mkdir(exist_ok=True)
+        trial = replace(builder, ranges=chosen, work=folder, _made={})
+        race = Race(trial, job.float_path, feeds, options.threads, options.custom_ops)
+        found = race.accuracy(method, plan)
+        progress(count + 1, len(ESTIMATORS) + 1)
+        if found.refused or found.sqnr_db is None:
+            continue
+        if method == "auto":
+            first_db = best_db = found.sqnr_db
+        elif found.sqnr_db > max(best_db, first_db + GAIN_DB):
+            best, best_db, name = trial, found.sqnr_db, method
+    if name == "auto":
+        return ranges, builder
+    text = f"ranges by {name}: {best_db:.1f} dB at the output, {first_db:.1f} dB by each tensor's own best"
+    return replace(ranges, chosen=best.ranges, findings=(*ranges.findings, text)), best
