@@ -49,6 +49,8 @@ def sqnr(reference: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> floa
         signal = sum(float((r[name].astype(np.float64) ** 2).sum()) for r in reference)
         pairs = zip(reference, outputs)
         noise = sum(float(((r[name].astype(np.float64) - o[name]) ** 2).sum()) for r, o in pairs)
+        if not np.isfinite(signal + noise):
+            return -float("inf")  # NaN or infinity in either is never equal
         if signal > 0 and noise > 0:
             worst = min(worst, 10 * float(np.log10(signal / noise)))
     return worst
