@@ -187,6 +187,7 @@ def measure_costs(
     feeds: Sequence[Feed],
     *,
     dynamic_model: Path | None = None,
+    planned: Collection[str] = (),
     elements: Mapping[str, int] | None = None,
     threads: int | None = None,
     budget_s: float = 10.0,
@@ -200,6 +201,8 @@ def measure_costs(
         int_model: lowered model in which everything that can be is int8.
         feeds: inputs; the costs are those of the first one's shapes.
         dynamic_model: lowered model in which everything that can be is int8-dynamic.
+        planned: layers that are integer in ``int_model``: conversions among them count with
+            them (an activation that is faster in float has its own Q and DQ).
         elements: tensor name -> elements, for the tensors whose conversions are wanted.
         threads: threads inside an operator; None leaves ONNX Runtime's choice.
         budget_s: half of it goes to the clock, half to the profiles.
@@ -221,7 +224,8 @@ def measure_costs(
         custom_ops=custom_ops,
         progress=lambda share: told(share / 2),
     )
-    totals = {"float": clock.models["float"].interval_ms.value * 1e6}
+    # what disturbs a machine only ever adds, so the low end is nearest to what an idle one does
+    totals = {"float": clock.models["float"].interval_ms.low * 1e6}
     for name in paths:
         if name != "float":
             # the ratio is paired and so known better than the latency itself
@@ -232,6 +236,7 @@ def measure_costs(
             path,
             feeds[0],
             totals[name],
+            integer=() if name == "float" else frozenset(planned),
             threads=threads,
             budget_s=budget_s / 2 / len(paths),
             custom_ops=custom_ops,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,11 +31,19 @@ _HEAVY = ("Conv", "Gemm", "GRU", "LSTM", "MatMul", "RNN")
 
 @dataclass(frozen=True)
 class Conversion:
-    """An executed Q or DQ: which, how many elements, how long."""
+    """An executed Q or DQ: which, how many elements, how long.
+
+    Attributes:
+        quantize: a Q, else a DQ.
+        elements: how many.
+        ns: time.
+        boundary: between integer and float layers, so that a plan can avoid it.
+    """
 
     quantize: bool
     elements: int
     ns: float
+    boundary: bool = True
 
 
 @dataclass(frozen=True)
@@ -64,6 +72,7 @@ def form_times(
     feed: Feed,
     total_ns: float,
     *,
+    integer: Collection[str] = (),
     threads: int | None = None,
     budget_s: float = 2.0,
     custom_ops: Path | None = None,
@@ -74,6 +83,7 @@ def form_times(
         path: the model.
         feed: its input.
         total_ns: latency by the clock, without a profile.
+        integer: layers that were asked to be integer here: conversions among them are theirs.
         threads: threads inside an operator.
         budget_s: time for profiled runs (at least five are made).
         custom_ops: library with custom operators.
@@ -93,15 +103,12 @@ def form_times(
         walls.append(time.perf_counter_ns() - start)
     kernels = profiler.finish(skip=2)
     # what the call does beside executing (taking inputs in, handing outputs out)
-    base = max(0.0, _low(walls[1:]) - profiler.execute_ns)
-    base = min(base, 0.15 * total_ns)
+    # the first run of all was the warm-up
+    inside = profiler.execute_ns[1:]
+    outside = [wall - ns for wall, ns in zip(walls, inside, strict=False)]
+    base = min(max(0.0, float(np.percentile(outside, 25)) if outside else 0.0), 0.15 * total_ns)
     times = corrected(kernels, total_ns - base)
-    return _handed_out(tagged, find_owners(tagged, kernels), times, base)
-
-
-def _low(values: Sequence[float]) -> float:
-    ordered = np.sort(np.asarray(values, float))
-    return float(np.mean(ordered[: (len(ordered) + 1) // 2]))
+    return _handed_out(tagged, find_owners(tagged, kernels), times, base, integer)
 
 
 def corrected(kernels: Sequence[Kernel], total_ns: float) -> list[float]:
@@ -131,7 +138,14 @@ def corrected(kernels: Sequence[Kernel], total_ns: float) -> list[float]:
     return [float(v) for v in best * (max(total_ns, 0.0) / best.sum())]
 
 
-def _handed_out(tagged: Tagged, owners: Owners, times: Sequence[float], base: float) -> FormTimes:
+def _handed_out(
+    tagged: Tagged,
+    owners: Owners,
+    times: Sequence[float],
+    base: float,
+    integer: Collection[str],
+) -> FormTimes:
+    """Every kernel's time to one layer; conversions between integer layers to one of these."""
     layers: dict[str, float] = {
         origin: 0.0
         for nodes in owners.sources
@@ -139,18 +153,36 @@ def _handed_out(tagged: Tagged, owners: Owners, times: Sequence[float], base: fl
         if tagged.sources[node].op_type not in CONVERSIONS
         for origin in tagged.sources[node].origins
     }
+    kernels = owners.kernels
+    anchors = [
+        None
+        if index in owners.layout or kernel.op_type in CONVERSIONS
+        else _anchor(kernel, [tagged.sources[i] for i in owners.sources[index]])
+        for index, kernel in enumerate(kernels)
+    ]
+    around = _Around(kernels, anchors)
     conversions = []
     unmapped = 0.0
-    makers, takers = _edges(owners.kernels)
-    for index, kernel in enumerate(owners.kernels):
-        at: int | None = index
-        if index in owners.layout:
-            at = _neighbour(index, owners, makers, takers)
-        if kernel.op_type in ("QuantizeLinear", "DequantizeLinear") and kernel.read:
+    for index, kernel in enumerate(kernels):
+        origin = anchors[index]
+        if origin is None:
+            before, behind = around.before(index), around.behind(index)
+            inner = before in integer and bool(behind) and all(b in integer for b in behind)
             made = kernel.op_type == "QuantizeLinear"
-            conversions.append(Conversion(made, kernel.read[0].elements, times[index]))
-            continue
-        origin = None if at is None else _anchor([tagged.sources[i] for i in owners.sources[at]])
+            if kernel.op_type in ("QuantizeLinear", "DequantizeLinear") and kernel.read:
+                conversions.append(
+                    Conversion(made, kernel.read[0].elements, times[index], boundary=not inner)
+                )
+                if not inner:
+                    continue
+                # a layer that was asked to be integer and runs in float pays for its conversions
+                origin = before if made else behind[0]
+            elif index in owners.layout and around.by_conversion(index):
+                continue
+            elif kernel.op_type == "ReorderInput" or before is None:
+                origin = behind[0] if behind else before
+            else:
+                origin = before
         if origin is None:
             unmapped += times[index]
         else:
@@ -159,37 +191,67 @@ def _handed_out(tagged: Tagged, owners: Owners, times: Sequence[float], base: fl
     return FormTimes(layers, tuple(conversions), base, blocked, last, unmapped)
 
 
-def _anchor(sources: Sequence[Source]) -> str | None:
-    """The layer that a kernel's time stands with: its multiplying node, else its first."""
+def _anchor(kernel: Kernel, sources: Sequence[Source]) -> str | None:
+    """The layer that a kernel's time stands with, in whatever form the model is executed.
+
+    Its multiplying node, else the node it is named after (Gelu in BiasGelu), else its first.
+    """
     own = [s for s in sources if s.op_type not in CONVERSIONS]
     heavy = [s for s in own if any(name in s.op_type for name in _HEAVY)]
-    found = next(iter(heavy or own), None)
+    named = [s for s in own if s.op_type in kernel.op_type]
+    found = next(iter(heavy or named or own), None)
     return None if found is None else found.origins[0]
 
 
-def _edges(kernels: Sequence[Kernel]) -> tuple[dict[str, int], dict[str, list[int]]]:
-    makers = {name: i for i, k in enumerate(kernels) for name in k.outputs if name}
-    takers: dict[str, list[int]] = {}
-    for index, kernel in enumerate(kernels):
-        for name in kernel.inputs:
-            takers.setdefault(name, []).append(index)
-    return makers, takers
+class _Around:
+    """The layers before and behind a kernel, past conversions and layout."""
 
+    def __init__(self, kernels: Sequence[Kernel], anchors: Sequence[str | None]) -> None:
+        self._kernels, self._anchors = kernels, anchors
+        self._makers = {name: i for i, k in enumerate(kernels) for name in k.outputs if name}
+        self._takers: dict[str, list[int]] = {}
+        for index, kernel in enumerate(kernels):
+            for name in kernel.inputs:
+                self._takers.setdefault(name, []).append(index)
 
-def _neighbour(
-    index: int, owners: Owners, makers: Mapping[str, int], takers: Mapping[str, list[int]]
-) -> int | None:
-    """The kernel for which a tensor was rearranged; None beside a conversion, which then pays it."""
-    kernel = owners.kernels[index]
-    before = makers.get(kernel.inputs[0]) if kernel.inputs else None
-    behind = [t for name in kernel.outputs for t in takers.get(name, ())]
-    for other in ([before] if before is not None else []) + behind:
-        if owners.kernels[other].op_type in CONVERSIONS:
-            return None
-    ordered = [*behind, before] if kernel.op_type == "ReorderInput" else [before, *behind]
-    return next(
-        (o for o in ordered if o is not None and o not in owners.layout and owners.sources[o]), None
-    )
+    def before(self, index: int) -> str | None:
+        """The layer that makes what a kernel reads first; None for a graph input."""
+        inputs = self._kernels[index].inputs
+        at = self._makers.get(inputs[0]) if inputs else None
+        while at is not None and self._anchors[at] is None:
+            inputs = self._kernels[at].inputs
+            at = self._makers.get(inputs[0]) if inputs else None
+        return None if at is None else self._anchors[at]
+
+    def behind(self, index: int) -> list[str]:
+        """The layers that read what a kernel writes; "" for a graph output."""
+        found: dict[str, None] = {}
+        todo, seen = [index], set()
+        while todo:
+            at = todo.pop()
+            if at in seen:
+                continue
+            seen.add(at)
+            for name in self._kernels[at].outputs:
+                readers = self._takers.get(name, [])
+                if not readers and name:
+                    found[""] = None
+                for reader in readers:
+                    anchor = self._anchors[reader]
+                    if anchor is None:
+                        todo.append(reader)
+                    else:
+                        found[anchor] = None
+        return list(found)
+
+    def by_conversion(self, index: int) -> bool:
+        """Whether a layout kernel stands beside a Q or DQ, whose cost includes rearranging."""
+        kernel = self._kernels[index]
+        beside = [self._makers.get(name) for name in kernel.inputs[:1]]
+        beside += [t for name in kernel.outputs for t in self._takers.get(name, ())]
+        return any(
+            other is not None and self._kernels[other].op_type in CONVERSIONS for other in beside
+        )
 
 
 def _layouts(tagged: Tagged, owners: Owners) -> tuple[frozenset[str], frozenset[str]]:

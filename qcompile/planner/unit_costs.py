@@ -72,7 +72,7 @@ class UnitCosts:
         return self._at("dequantize", elements)
 
     def scaled(self, seen: Iterable[Conversion]) -> UnitCosts:
-        """The same, adjusted to conversions seen in context (by at most a factor of two)."""
+        """The same, adjusted to conversions seen in context, where caches are colder."""
         rows = list(seen)
         alone = sum(
             self.quantize(c.elements) if c.quantize else self.dequantize(c.elements) for c in rows
@@ -80,7 +80,7 @@ class UnitCosts:
         here = sum(c.ns for c in rows)
         if alone <= 0 or here <= 0:
             return self
-        return replace(self, factor=float(np.clip(here / alone, 0.5, 2.0)))
+        return replace(self, factor=float(np.clip(here / alone, 0.5, 5.0)))
 
     def _at(self, name: str, elements: int) -> float:
         curve = self.curves.get(name)
