@@ -2,7 +2,8 @@
 
 Before: ``Reshape(y, Concat(Shape(x)[0], Shape(x)[1], 12, Shape(x)[2] / 12))``, some ten nodes
 After:  ``Reshape(y, [0, 0, 12, 32])``: 0 copies a dimension of y that is the same number, one dimension
-may be -1, and what is known is written; an Expand to the shape that its input has is dropped.
+may be -1, and what is known is written. An Expand to the shape that its input has is dropped, another
+gets a constant target in which 1 keeps a size.
 
 Also writes what it learned (ranks, fixed and equal dimensions) on the tensors, for the passes behind.
 """
@@ -23,7 +24,8 @@ from qcompile.ir.graph import (
     replace_value,
 )
 from qcompile.ir.manager import CompileState, Note, PassResult
-from qcompile.passes.dims import Dim, Dims, Tracker
+from qcompile.passes.dims import Dim, Dims
+from qcompile.passes.tracker import Tracker
 
 __all__ = ["FoldShapes"]
 
@@ -44,7 +46,7 @@ class FoldShapes:
                 continue
             text = (
                 _reshape(graph, tracker, node)
-                or _expand(tracker, node)
+                or _expand(graph, tracker, node)
                 or _known(graph, tracker, node)
             )
             if text is not None:
@@ -87,21 +89,30 @@ def _static_target(dims: Dims | None, target: Dims, allow_zero: bool) -> list[in
     return result
 
 
-def _expand(tracker: Tracker, node: oir.Node) -> str | None:
-    """Bypass an Expand whose target is 1 or the input's own size along every axis."""
-    if node.op_type != "Expand" or is_graph_output(node.outputs[0]):
+def _expand(graph: oir.Graph, tracker: Tracker, node: oir.Node) -> str | None:
+    """Bypass an Expand that changes nothing; else let it have a constant target, 1 to keep a size."""
+    if node.op_type != "Expand":
         return None
     dims, target = tracker.dims(node.inputs[0]), tracker.elements(node.inputs[1])
     source = node.inputs[0]
-    if source is None or dims is None or target is None or len(target) > len(dims):
+    if source is None or dims is None or target is None:
         return None
-    tail: Dims = dims[len(dims) - len(target) :]
-    if not all(_stays(have, want) for have, want in zip(tail, target, strict=True)):
+    tail: Dims = dims[len(dims) - len(target) :] if len(target) <= len(dims) else ()
+    if tail and all(_stays(have, want) for have, want in zip(tail, target, strict=True)):
+        if is_graph_output(node.outputs[0]) or not node.outputs[0].uses():
+            return None
+        replace_value(node.outputs[0], source)
+        return "Expand to the shape it has dropped"
+    if constant(node.inputs[1]) is not None:
         return None
-    if not node.outputs[0].uses():
+    aligned = (1,) * (len(target) - len(dims)) + dims[max(0, len(dims) - len(target)) :]
+    static = [1 if have == want else want for have, want in zip(aligned, target, strict=True)]
+    numbers = [n for n in static if isinstance(n, int)]
+    if len(numbers) < len(static):
         return None
-    replace_value(node.outputs[0], source)
-    return "Expand to the shape it has dropped"
+    name = f"{node.outputs[0].name}_shape"
+    node.replace_input_with(1, add_initializer(graph, name, np.array(numbers, np.int64)))
+    return f"expands to {numbers}"
 
 
 def _stays(have: Dim, want: Dim) -> bool:

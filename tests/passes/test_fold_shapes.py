@@ -5,8 +5,8 @@ from __future__ import annotations
 import onnx_ir as oir
 import pytest
 
-from qcompile.passes.dims import Tracker
 from qcompile.passes.fold_shapes import FoldShapes
+from qcompile.passes.tracker import Tracker
 from tests.passes.checks import check_passes, parse, state_of
 
 HEADER = '<ir_version: 8, opset_import: ["" : 17]>\n'
@@ -141,14 +141,38 @@ def test_shapes_are_written_for_later_passes_but_not_the_symbols() -> None:
         ("y = Unsqueeze(x, v0)", (1, "batch", "seq", 8)),
         ("y = Concat<axis = -1>(x, x)", ("batch", "seq", 16)),
         ("y = Slice(x, v0, v1, v1)", ("batch", "y:1", 8)),
+        ("z, y = Split<axis = 1>(x, halves)", ("batch", "y:1", 8)),
+        ("s = Shape(x)\n n = Gather(s, i1)\n y = Range(i0, n, i1)", ("seq",)),
     ],
 )
 def test_dimensions(line: str, dims: tuple[int | str, ...]) -> None:
     text = f"""{HEADER}g (float[batch, seq, 8] x, float[batch, 1, 8] m,
         float[1, seq, 1] t, float[batch, other, 8] o)
         => (float y) <float[8, 3] w = {{{", ".join("0.0" for _ in range(24))}}}, int64[2] flat = {{-1, 8}},
-        int64[4] copied = {{0, 0, -1, 2}}, int64[1] v0 = {{0}}, int64[1] v1 = {{1}}> {{ {line} }}"""
+        int64[4] copied = {{0, 0, -1, 2}}, int64[1] v0 = {{0}}, int64[1] v1 = {{1}},
+        int64[2] halves = {{2, 3}}, int64 i0 = {{0}}, int64 i1 = {{1}}> {{ {line} }}"""
     made = parse(text.replace("(float y)", "(float[A] y)"))
     made.graph.output[0].type.tensor_type.ClearField("shape")
     graph = oir.from_proto(made).graph
     assert Tracker(graph).dims(graph.outputs[0]) == dims
+
+
+def test_the_repeated_heads_of_grouped_attention() -> None:
+    """PyTorch writes expand(b, -1, 3, ...) as Where(shape == -1, 1, shape)."""
+    body = """s = Shape(x)
+        b = Slice(s, v0, v1)
+        t = Slice(s, v1, v2)
+        c = Concat<axis = 0>(b, t, v3, heads)
+        l = Shape(c)
+        ones = ConstantOfShape<value = int64[1] {1}>(l)
+        minus = Mul(ones, rest)
+        e = Equal(c, minus)
+        w = Where(e, ones, c)
+        n = ReduceSum(x, v2)
+        u = Unsqueeze(n, v3)
+        y = Expand(u, w)"""
+    made = parse(model(body, "(float[batch, seq, 8] x) => (float[batch, seq, 3, 4] y)"))
+    after = check_passes(made, FoldShapes(), ["ReduceSum", "Unsqueeze", "Expand"])
+    target = list(after.graph)[-1].inputs[1]
+    assert target is not None and target.const_value is not None
+    assert target.const_value.numpy().tolist() == [1, 1, 3, 4]
