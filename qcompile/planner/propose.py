@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from math import prod
 
 from qcompile.build import Builder
-from qcompile.ir.graph import origin
-from qcompile.ir.plan import FLOAT, PrecisionPlan
+from qcompile.ir.plan import FLOAT, INT8_DYNAMIC, PrecisionPlan
+from qcompile.ir.save import save_model
 from qcompile.job import Job
-from qcompile.planner.gated import gate
-from qcompile.planner.gated_session import GatedSession
-from qcompile.planner.graph_problem import Latencies, plan_of_labels, problem_from_graph
+from qcompile.planner.costs import Costs, measure_costs
+from qcompile.planner.graph_problem import plan_of_labels, problem_from_graph
+from qcompile.planner.grouped import measure_model
 from qcompile.planner.race import Candidate, Race
 from qcompile.planner.replan import solve_measured
-from qcompile.planner.sensitivity import measure
 from qcompile.planner.units import full_plan, units
 from qcompile.reporter import Reporter
-from qcompile.trace import mac_counts
+from qcompile.trace import shapes_seen
 
 __all__ = ["Proposer"]
 
 SAMPLES = 4
 SECONDS = {"fast": 10.0, "default": 30.0, "max": 300.0}
+COST_SECONDS = {"fast": 3.0, "default": 8.0, "max": 40.0}
+"""Time for measuring costs."""
 STEPS_DB = (3.0, 8.0, 15.0)
 """Accuracies to aim at beyond the best integer candidate's, in dB."""
 
@@ -36,7 +36,7 @@ class Proposer:
 
     def __init__(self, job: Job, builder: Builder, race: Race, start: PrecisionPlan) -> None:
         self._job, self._builder, self._race, self._start = job, builder, race, start
-        self.costs: Any = None
+        self.costs: Costs | None = None
 
     def propose(
         self, known: list[Candidate], needed_db: float, reporter: Reporter
@@ -50,23 +50,30 @@ class Proposer:
         goals = [best + step for step in STEPS_DB]
         if needed_db > best:
             goals.insert(0, needed_db)
-        quantized, _ = self._builder.portable(full_plan(self._job.prepared.sites))
-        session = GatedSession(
-            gate(self._job.prepared.model, quantized, self._job.prepared.target),
+        sites, prepared = self._job.prepared.sites, self._job.prepared
+        quantized, _ = self._builder.portable(full_plan(sites))
+        found = measure_model(
+            prepared.model,
+            quantized,
+            prepared.target,
             self._race.feeds[:SAMPLES],
             threads=options.threads,
-            custom_ops=options.custom_ops,
-        )
-        found = measure(
-            session,
+            memory_limit=options.memory_limit,
             search_time=seconds / 2,
+            custom_ops=options.custom_ops,
             progress=reporter.advance,
         )
-        parts = units(self._job.prepared.sites)
+        session = found.session
+        if (
+            session is None
+        ):  # more groups than one: no session is every plan, so nothing is met as measured
+            return []
+        self.costs = self._costs()
+        parts = units(sites)
         problem = problem_from_graph(
             parts,
-            self._latencies(),
-            found.filled(parts),
+            self.costs.latencies([s.origin for s in sites]),
+            found.sensitivities.filled(parts),
             pins={c.origin: c.precision for c in self._start.layers if c.pinned},
         )
         made: list[Candidate] = []
@@ -93,14 +100,33 @@ class Proposer:
         pins = {c.origin: c.precision for c in self._start.layers if c.pinned}
         return plan.pin(pins, "pinned by the user") if pins else plan
 
-    def _latencies(self) -> Latencies:
-        """From MACs and bytes, where nothing was measured."""
-        job = self._job
-        counts = mac_counts(
-            job.prepared.model, self._race.feeds[0], job.work, job.options.custom_ops
+    def _costs(self) -> Costs:
+        """From the user's file, else measured on the float, fully int8 and fully dynamic models.
+
+        Raises:
+            OptionError: the file cannot be read.
+        """
+        job, options = self._job, self._job.options
+        if options.costs is not None:
+            return Costs.from_json(options.costs.read_text(encoding="utf-8"))
+        everything = full_plan(job.prepared.sites)
+        dynamic = [u.origin for u in units(job.prepared.sites) if u.dynamic]
+        variant = everything.with_choice(dynamic, INT8_DYNAMIC, "all that can be")
+        path = job.work / "prepared.onnx"
+        save_model(job.prepared.model, path)
+        names = [v.name for n in job.prepared.model.graph for v in (*n.inputs, *n.outputs) if v]
+        feed = self._race.feeds[0]
+        seen = shapes_seen(
+            job.prepared.model, [n for n in names if n], feed, job.work, options.custom_ops
         )
-        by_origin: Mapping[str, int] = {origin(n): c for n, c in counts.items()}
-        names = [s.origin for s in job.prepared.sites]
-        float_ns = {n: 1000 + by_origin.get(n, 0) // 40 for n in names}
-        int_ns = {n: 1000 + by_origin.get(n, 0) // 120 for n in names}
-        return Latencies(float_ns, int_ns)
+        return measure_costs(
+            path,
+            self._builder.build(everything).path,
+            self._race.feeds,
+            dynamic_model=self._builder.build(variant).path if dynamic else None,
+            planned=[layer.origin for layer in everything.layers if layer.precision != FLOAT],
+            elements={name: prod(shape) for name, shape in seen.items()},
+            threads=options.threads,
+            budget_s=COST_SECONDS[options.effort],
+            custom_ops=options.custom_ops,
+        )

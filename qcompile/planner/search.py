@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from qcompile.build import Builder
 from qcompile.ir.plan import INT8, INT8_DYNAMIC, PrecisionPlan
 from qcompile.job import Job
+from qcompile.planner.costs import Costs
 from qcompile.planner.propose import Proposer
 from qcompile.planner.race import Candidate, Race
 from qcompile.planner.units import units
@@ -41,7 +41,7 @@ class Found:
     order: tuple[Candidate, ...]
     candidates: tuple[Candidate, ...]
     how: str
-    costs: Any = None
+    costs: Costs | None = None
 
     def chosen(self, taken: Candidate) -> tuple[Candidate, ...]:
         """The candidates, with the one that the gate took marked."""
