@@ -20,7 +20,7 @@ Chains that reach no layer are merged: ``(a x + b) * c + d -> (a c) x + (b c + d
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 
 import numpy as np
@@ -71,23 +71,36 @@ class FoldAffine:
     name: str = "fold-affine"
 
     def run(self, state: CompileState) -> PassResult:
-        """Fold into producers first, then into readers, then merge what is left."""
+        """Fold into producers first, then into readers, then merge what is left; until nothing changes."""
         graph = state.model.graph
-        notes: list[Note] = []
         kept = protected(graph)
-        for step in (_behind, _before, _merge):
-            seen: set[oir.Node] = set()
-            for node in list(graph):
-                if node.graph is None or node in kept or node in seen:
-                    continue
-                chain = _chain(node, kept)
-                if chain is None:
-                    continue
-                seen.update(chain.nodes)
-                note = step(graph, chain)
-                if note is not None:
-                    notes.append(note)
-        return PassResult(sum(n.changed for n in notes), tuple(notes))
+        done: list[Note] = []
+        while True:
+            notes = [
+                note for step in (_behind, _before, _merge) for note in _each(graph, kept, step)
+            ]
+            done += [n for n in notes if n.changed]
+            if not any(n.changed for n in notes):
+                return PassResult(len(done), (*done, *notes))
+
+
+def _each(
+    graph: oir.Graph, kept: Container[oir.Node], step: Callable[[oir.Graph, Chain], Note | None]
+) -> list[Note]:
+    """Apply one step to every chain; what it did, and why it left chains alone."""
+    notes: list[Note] = []
+    seen: set[oir.Node] = set()
+    for node in list(graph):
+        if node.graph is None or node in kept or node in seen:
+            continue
+        chain = _chain(node, kept)
+        if chain is None:
+            continue
+        seen.update(chain.nodes)
+        note = step(graph, chain)
+        if note is not None:
+            notes.append(note)
+    return notes
 
 
 def _chain(node: oir.Node, kept: Container[oir.Node]) -> Chain | None:

@@ -36,8 +36,10 @@ class FuseBias:
 
 def _check(found: Match, state: CompileState) -> str | None:
     x, weight, bias = found.values["x"], found.array("w"), found.array("bias")
-    if x.shape is None or len(x.shape) != 2:
-        return "its input is not known to be a matrix"
+    if x.shape is None:
+        return "the rank of its input is not known"
+    if len(x.shape) != 2:
+        return f"its input has {len(x.shape)} dimensions"
     if weight.ndim != 2 or weight.dtype.kind != "f":
         return "its weight is no float matrix"
     width = weight.shape[1]

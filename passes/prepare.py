@@ -51,7 +51,6 @@ def prepare_passes(contrib: bool = False) -> list[Pass]:
         FoldBatchNorm(),
         FoldTable(),
         FoldAffine(),
-        FoldAffine(),
         RewriteConvTranspose(),
     ]
 

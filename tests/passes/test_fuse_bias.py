@@ -36,7 +36,7 @@ def test_fused(bias: str) -> None:
         (
             model("float[N, 2, 4] x", "float[N, 2, 3] y"),
             BIASES["vector"],
-            "not known to be a matrix",
+            "has 3 dimensions",
         ),
         (model(y="float[2, 3] y"), np.ones((2, 3), np.float32), "has shape [2, 3]"),
         (model(y="float[1, N, 3] y"), np.ones((1, 1, 3), np.float32), "has shape [1, 1, 3]"),
