@@ -99,8 +99,9 @@ def _repeat_scale(lowering: Lowering, node: oir.Node, before: QTensor) -> bool:
         return False
     scale = np.full(channels, before.scale.reshape(-1)[0], dtype=np.float32)
     zero = np.full(channels, before.zero_point.reshape(-1)[0], dtype=before.zero_point.dtype)
+    # ONNX has scales per channel from opset 13 on, ONNX Runtime's own operator always
     own = oir.Node(
-        "",
+        "" if lowering.opset("") >= 13 else MICROSOFT,
         "DequantizeLinear",
         [
             before.q,

@@ -163,11 +163,15 @@ def _hoist(lowering: Lowering) -> None:
 
 
 def _drop_idle_pairs(lowering: Lowering) -> None:
-    """Remove Q -> DQ pairs that no integer operator reads: rounding that would save no time."""
+    """Remove Q -> DQ pairs that no integer operator reads: rounding that would save no time.
+
+    Those that came with the user's model (they have an origin) stay: their saturation may stand for
+    a Relu that another tool took away.
+    """
     graph = lowering.model.graph
     for node in list(graph):
         source = node.inputs[0] if quantizer(node) is not None else None
-        if source is None or node.outputs[0].is_graph_output():
+        if source is None or node.outputs[0].is_graph_output() or origin(node):
             continue
         readers = [use.node for use in node.outputs[0].uses()]
         if not readers or any(r.op_type != "DequantizeLinear" for r in readers):

@@ -21,7 +21,7 @@ from qcompile.backends.ort_edges import QTensor, Tail, dequantized
 from qcompile.backends.ort_kernels import MICROSOFT
 from qcompile.backends.ort_scales import hard_line, line_steps
 from qcompile.backends.ort_site import Edit, Lowering, Refused, Site
-from qcompile.ir.graph import set_origin, single_consumer
+from qcompile.ir.graph import origin, set_origin, single_consumer
 
 __all__ = ["fuse_silu", "lower_hard_sigmoid", "lower_hard_swish"]
 
@@ -126,7 +126,7 @@ def _sigmoid_of(value: oir.Value | None, x: oir.Value | None) -> list[oir.Node] 
         chain.insert(0, node)
         if node.op_type == "Sigmoid" and node.domain == "":
             return chain if _same(node.inputs[0], x) else None
-        if node.op_type not in ("QuantizeLinear", "DequantizeLinear"):
+        if node.op_type not in ("QuantizeLinear", "DequantizeLinear") or origin(node):
             return None
         value = node.inputs[0]
     return None

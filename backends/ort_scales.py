@@ -165,9 +165,14 @@ class _Pair:
 
     @classmethod
     def of_quantizer(cls, node: oir.Node) -> _Pair | None:
-        """The pair of a QuantizeLinear all of whose readers dequantize with its parameters."""
+        """The pair of a QuantizeLinear all of whose readers dequantize with its parameters.
+
+        None for one that came with the user's model: its saturation may stand for a Relu.
+        """
         tensor = quantizer(node)
         if tensor is None or tensor.axis is not None or tensor.q.is_graph_output():
+            return None
+        if origin(node):
             return None
         for use in tensor.q.uses():
             back = dequantized(use.node.outputs[0])

@@ -15,8 +15,11 @@ from qcompile.ir.verify import verify
 HEADER = '<ir_version: 8, opset_import: ["" : 17, "com.microsoft" : 1]>'
 
 
-def parse(text: str, opset: int = 17) -> oir.Model:
-    """A model from the text of its graph; node names are made from the output names."""
+def parse(text: str, opset: int = 17, foreign: bool = False) -> oir.Model:
+    """A model from the text of its graph; node names are made from the output names.
+
+    ``foreign``: the Q/DQ nodes came with the user's model, so they have origins as all nodes do.
+    """
     header = HEADER.replace('"" : 17', f'"" : {opset}')
     proto = onnx.parser.parse_model(header + text)
     for node in proto.graph.node:
@@ -25,6 +28,8 @@ def parse(text: str, opset: int = 17) -> oir.Model:
     proto = onnx.shape_inference.infer_shapes(proto)
     model = oir.from_proto(proto)
     for ir_node in model.graph:
+        if ir_node.op_type in ("QuantizeLinear", "DequantizeLinear") and not foreign:
+            continue
         ir_node.metadata_props["qcompile.origin"] = ir_node.name or ""
     return model
 

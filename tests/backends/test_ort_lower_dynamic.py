@@ -160,6 +160,24 @@ def test_gemm_left_float_between_integer_ones_keeps_its_weights() -> None:
     tuple(map(int, ort.__version__.split(".")[:2])) < (1, 31),
     reason="recorded from ONNX Runtime 1.31; older ones lack some of these kernels",
 )
+@pytest.mark.parametrize("opset", [11, 13])
+def test_conv_transpose_between_integer_convs_keeps_its_weights(opset: int) -> None:
+    kernel = ",".join(f"{v * s:.5f}" for s in (1.0, 0.01) for v in (0.1, -0.2, 0.3, 0.05) * 2)
+    text = f"""
+    agraph (float[1,2,4,4] x) => (float[1,2,8,8] y)
+      <float s = {{0.02}}, uint8 z = {{128}}, float t = {{0.001}}, float sw = {{0.01}}, int8 zw = {{0}},
+       int8[2,2,1,1] w = {{50,-60,70,80}}, float[2,2,2,2] k = {{{kernel}}}>
+    {{
+      xq = QuantizeLinear(x, s, z) xd = DequantizeLinear(xq, s, z) wd = DequantizeLinear(w, sw, zw)
+      a = Conv<kernel_shape=[1,1]>(xd, wd) aq = QuantizeLinear(a, s, z) ad = DequantizeLinear(aq, s, z)
+      d = ConvTranspose<kernel_shape=[2,2], strides=[2,2]>(ad, k)
+      dq = QuantizeLinear(d, t, z) dd = DequantizeLinear(dq, t, z)
+      e = Conv<kernel_shape=[1,1]>(dd, wd) eq = QuantizeLinear(e, t, z) y = DequantizeLinear(eq, t, z)
+    }}"""
+    result = lowered(parse(text, opset), step=0.004)
+    assert "ConvTranspose" in ops(result.model)
+
+
 def test_recorded_kernels_are_those_of_the_installed_runtime() -> None:
     installed, recorded = installed_kernels(), recorded_kernels()
     for (domain, op_type), (first, types) in RECORDED.items():

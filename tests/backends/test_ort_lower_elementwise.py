@@ -156,6 +156,14 @@ def test_pairs_between_float_operators_vanish() -> None:
     assert result.model.graph.outputs[0].name == "y"
 
 
+def test_pairs_of_the_users_own_model_stay() -> None:
+    text = """
+    agraph (float[2,3] x) => (float[2,3] y) <float s = {0.02}, uint8 z = {0}>
+    { a = Tanh(x) aq = QuantizeLinear(a, s, z) ad = DequantizeLinear(aq, s, z) y = Exp(ad) }"""
+    result = lowered(parse(text, foreign=True), step=1e-5)
+    assert ops(result.model) == ["Tanh", "QuantizeLinear", "DequantizeLinear", "Exp"]
+
+
 def test_equal_parameters_cancel() -> None:
     text = two("o = Add(ad, bd)").replace(
         "wd = Deq", "oq2 = QuantizeLinear(od, sy, zy) od2 = DequantizeLinear(oq2, sy, zy) wd = Deq"
