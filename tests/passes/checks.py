@@ -106,7 +106,9 @@ def check_passes(
     """
     every = [passes] if isinstance(passes, Pass) else list(passes)
     state = state_of(model)
-    ids = {n.metadata_props["qcompile.origin"] for n in state.model.graph}
+    ids = {
+        one for n in state.model.graph for one in n.metadata_props["qcompile.origin"].split("\n")
+    }
     records = _run(state, every)
     after = state.model
     if expect is not None:
