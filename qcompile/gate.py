@@ -19,6 +19,7 @@ from qcompile.interface import at_batch, interface_faults, is_repeated, shape_ex
 from qcompile.ir.errors import CalibrationError, ModelError, OptionError
 from qcompile.limits import Limits, Metric, accuracy_checks, compare_scores, named_metric, scores
 from qcompile.measure import LoadResult, SpeedResult, measure_load, measure_pair
+from qcompile.sizes import model_bytes
 from qcompile.verdict import (
     FAIL,
     PASS,
@@ -384,26 +385,3 @@ def _stepper(session: Session, rollout: Rollout | None) -> Callable[[int, Feed],
         return outputs
 
     return step
-
-
-def model_bytes(path: Path) -> int | None:
-    """Size of a model with its external data; None where the file cannot be read as ONNX."""
-    import onnx
-    from google.protobuf.message import DecodeError
-    from onnx.external_data_helper import ExternalDataInfo, uses_external_data
-
-    if not path.is_file():
-        return None
-    size = path.stat().st_size
-    try:
-        proto = onnx.load(path, load_external_data=False)
-    except (DecodeError, OSError, ValueError):
-        return size
-    sides = {
-        ExternalDataInfo(tensor).location
-        for tensor in proto.graph.initializer
-        if uses_external_data(tensor)
-    }
-    return size + sum(
-        (path.parent / side).stat().st_size for side in sides if (path.parent / side).is_file()
-    )
