@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as oir
 
-from qcompile.ir.affine import QParams, quantize, solve, weight_range
+from qcompile.ir.affine import QParams, dequantize, quantize, solve, weight_range
 from qcompile.ir.graph import constant, is_graph_output, used_names
 from qcompile.ir.manager import CompileState, PassResult
 from qcompile.ir.notes import Note
@@ -49,7 +49,7 @@ class InsertQDQ:
         choose_scales(state, region)
         notes = [*region.refused, *choose_weights(state, region).notes]
         keys = weight_keys(region)
-        writer = _Writer(state.model)
+        writer = _Writer(state.model, state.target.float_constants)
         for node, site in region.sites.items():
             _write_constants(state, writer, site, keys.get(node))
         for value in region.tensors:
@@ -64,6 +64,7 @@ class _Writer:
     """Makes initializers and Q/DQ nodes under fresh names."""
 
     model: oir.Model
+    float_constants: bool = False
     taken: set[str] = field(init=False)
     node_names: set[str] = field(init=False)
     weights: dict[str, oir.Value] = field(default_factory=dict)
@@ -103,16 +104,32 @@ class _Writer:
     def dequantized_constant(
         self, base: str, values: npt.NDArray[np.generic], qparams: QParams, before: oir.Node
     ) -> oir.Value:
-        """An integer initializer and its DequantizeLinear, standing before a node."""
-        stored = self.initializer(f"{base}_quantized", values)
+        """An integer constant and its DequantizeLinear, standing before a node.
+
+        Where the target wants float constants, the integers are those that a QuantizeLinear makes
+        of float values on their grid: q * s / s rounds to q again.
+        """
+        axis = qparams.spec.granularity.axis
+        if self.float_constants:
+            stored = self.initializer(f"{base}_on_grid", dequantize(values, qparams))
+        else:
+            stored = self.initializer(f"{base}_quantized", values)
+        parameters = self.parameters(base, qparams)
+        integers = stored
+        if self.float_constants:
+            integers = oir.Value(
+                name=self.fresh(f"{base}_quantized"),
+                type=oir.TensorType(parameters[1].dtype or oir.DataType.INT8),
+                shape=oir.Shape(values.shape),
+            )
+            q = self.node("QuantizeLinear", base, [stored, *parameters], integers, axis)
+            self.model.graph.insert_before(before, q)
         result = oir.Value(
             name=self.fresh(f"{base}_dequantized"),
             type=oir.TensorType(oir.DataType.FLOAT),
             shape=oir.Shape(values.shape),
         )
-        axis = qparams.spec.granularity.axis
-        inputs = [stored, *self.parameters(base, qparams)]
-        dq = self.node("DequantizeLinear", base, inputs, result, axis)
+        dq = self.node("DequantizeLinear", base, [integers, *parameters], result, axis)
         self.model.graph.insert_before(before, dq)
         return result
 

@@ -19,7 +19,9 @@ from qcompile.ir.macs import MAC_OPERATORS
 from qcompile.ir.manager import CompileState
 from qcompile.ir.spec import PER_TENSOR, QuantSpec, per_axis
 from qcompile.ir.target import OpSupport, Role, Target
+from qcompile.passes.channel_limits import channel_limit
 from qcompile.passes.operator_limits import operator_limit
+from qcompile.passes.residual import carried_input
 
 __all__ = ["Site", "classify", "quantizable", "static_sites"]
 
@@ -114,6 +116,8 @@ def _site(node: oir.Node, name: str, target: Target, opset: int) -> Site | None:
         or _output_limit(node, row)
         or _weight_limit(site, row)
         or operator_limit(node)
+        or channel_limit(node, row)
+        or _residual_limit(site, row)
         or _tensor_limit(site)
     )
     return site if not reason else _refused(site, reason)
@@ -133,7 +137,10 @@ def _refused(site: Site, reason: str) -> Site:
 
 def _operands(node: oir.Node, name: str, row: OpSupport, target: Target, opset: int) -> Site:
     """Sort the inputs of a node into activations, constants, weight and bias."""
-    indices = range(len(node.inputs)) if row.activations is None else row.activations
+    indices = list(range(len(node.inputs)) if row.activations is None else row.activations)
+    if row.beside:
+        carried = carried_input(node, row.beside)
+        indices = [index for index in indices if index != carried]
     activations: dict[int, oir.Value] = {}
     constants: dict[int, oir.Value] = {}
     weight: oir.Value | None = None
@@ -251,6 +258,14 @@ def _bias_limit(site: Site) -> str:
     if array.dtype != np.float32 or not np.isfinite(array).all():
         return f"bias '{site.bias.name}' is {array.dtype.name}; needed: finite float32"
     return ""
+
+
+def _residual_limit(site: Site, row: OpSupport) -> str:
+    if not row.beside:
+        return ""
+    if carried_input(site.node, row.beside) is None:
+        return f"no {' or '.join(row.beside)} whose kernel it could join"
+    return "its other input is constant" if site.constants else ""
 
 
 def _tensor_limit(site: Site) -> str:

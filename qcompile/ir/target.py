@@ -36,6 +36,9 @@ class OpSupport:
         bias: index of an int32 bias input, or None.
         quantized_output: the kernel writes integers only (QLinearConv); False: it can write float
             too (MatMulIntegerToFloat), so its output needs no Q where nothing integer follows.
+        beside: operators of which one computes an input of this one: that input stays float, for this
+            operator joins their kernel; only the other input takes a Q/DQ (a residual Add).
+        few_channels: below so many channels a float kernel is faster; see ``passes.channel_limits``.
         absorbs: operators behind it that its requantization can take in (Relu), so that they vanish.
         allowed: attribute -> the values that are legal; None among them: the attribute is absent.
         static: a form with fixed activation scales exists.
@@ -56,6 +59,8 @@ class OpSupport:
     per_channel_ranks: tuple[int, ...] | None = None
     bias: int | None = None
     quantized_output: bool = True
+    beside: tuple[str, ...] = ()
+    few_channels: int = 0
     absorbs: tuple[str, ...] = ()
     allowed: Mapping[str, tuple[AttributeValue, ...]] = field(default_factory=dict)
     static: bool = True
@@ -81,6 +86,9 @@ class Target:
         qdq_opset: default-domain opset that QuantizeLinear needs.
         per_channel_opset: default-domain opset that per-channel DequantizeLinear needs.
         concat_shares_scale: whether Concat's inputs must share one scale.
+        float_constants: constants stand as float values on their grid with Q and DQ behind them,
+            instead of as integers with a DQ.
+        portable: the artifact is the Q/DQ model itself, which the device's own library builds.
         notes: what was chosen for this device and why, for the report.
         features: the device's features that the choice rests on.
     """
@@ -95,6 +103,8 @@ class Target:
     qdq_opset: int = 10
     per_channel_opset: int = 13
     concat_shares_scale: bool = False
+    float_constants: bool = False
+    portable: bool = False
     notes: tuple[str, ...] = ()
     features: tuple[str, ...] = field(default=())
 

@@ -41,6 +41,8 @@ def default_plan(state: CompileState) -> PrecisionPlan:
 def _why(site: Site) -> str:
     if site.role == "compute":
         return "the target has an integer kernel"
+    if site.row is not None and site.row.beside:
+        return "reads its residual as integers in the kernel before it"
     return "between integer nodes"
 
 
@@ -68,12 +70,21 @@ def _shrink(able: dict[oir.Node, Site], owners: dict[oir.Node, Site]) -> dict[oi
 
 
 def _broken(site: Site, able: dict[oir.Node, Site], owners: dict[oir.Node, Site]) -> str:
+    if site.row is not None and site.row.beside:
+        return _unaccompanied(site, able)
     for value in site.activations.values():
         if not _written_by_integer(value, able, owners):
             return f"its input '{value.name}' is float"
     if not any(_read_by_integer(value, able, owners) for value in site.outputs):
         return "nothing integer reads its result"
     return ""
+
+
+def _unaccompanied(site: Site, able: dict[oir.Node, Site]) -> str:
+    """A residual is worth reading as integers where the kernel that it joins is an integer one."""
+    carried = [v for i, v in enumerate(site.node.inputs) if i not in site.activations]
+    producers = [v.producer() for v in carried if v is not None]
+    return "" if any(p in able for p in producers) else "the layer that it would join is float"
 
 
 def _written_by_integer(

@@ -1,0 +1,69 @@
+"""Where integers do not pay: few channels, products that are really vectors.
+
+The limits are those with which NVIDIA's Model-Optimizer leaves layers out; rows ask for them with
+``few_channels``.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import onnx_ir as oir
+
+from qcompile.ir.graph import attribute, constant
+from qcompile.ir.target import OpSupport
+
+__all__ = ["channel_limit"]
+
+
+def channel_limit(node: oir.Node, row: OpSupport) -> str:
+    """Why a layer is too narrow for an integer kernel to pay; "" when it is not, or nobody asked."""
+    if not row.few_channels:
+        return ""
+    if node.op_type == "Conv":
+        return _conv(node, row.few_channels)
+    return _product(node, row.few_channels)
+
+
+def _conv(node: oir.Node, least: int) -> str:
+    weight = constant(node.inputs[1]) if len(node.inputs) > 1 else None
+    if weight is None or weight.ndim < 3:
+        return ""
+    out, inner, *kernel = weight.shape
+    if out >= least and inner >= least:
+        return ""
+    if cast(int, attribute(node, "group", 1)) > 1:
+        if out % 8 == 0 and min(kernel) >= 3:
+            return ""
+        return (
+            f"grouped Conv of {out} channels and kernel {kernel}: needed multiples of 8, 3 or more"
+        )
+    first = node.inputs[0] is not None and node.inputs[0].is_graph_input()
+    whole = out % 8 == 0 or inner % 8 == 0
+    if whole and (first or max(out, inner) >= least) and len(set(kernel)) == 1:
+        return ""
+    return f"{inner} -> {out} channels are too few for an integer kernel to pay (below {least})"
+
+
+def _product(node: oir.Node, least: int) -> str:
+    """Dimensions m, k, n of a product where they are known; None elsewhere."""
+    left, right = (_shape(v) for v in node.inputs[:2])
+    if left is None or right is None or len(left) < 1 or len(right) < 1:
+        return ""
+    if attribute(node, "transA", 0):
+        left = left[::-1]
+    if attribute(node, "transB", 0):
+        right = right[::-1]
+    m = left[-2] if len(left) > 1 else 1
+    k = left[-1] if left[-1] is not None else right[-2 if len(right) > 1 else -1]
+    n = right[-1] if len(right) > 1 else 1
+    if n == 1 or (m == 1 and len(left) > 2):
+        return "it multiplies by a vector, which is bound by memory and gains nothing"
+    small = [x for x in (k, n) if x is not None and x < least]
+    return f"a dimension of {small[0]} is too small for an integer kernel to pay" if small else ""
+
+
+def _shape(value: oir.Value | None) -> list[int | None] | None:
+    if value is None or value.shape is None:
+        return None
+    return [dim if isinstance(dim, int) else None for dim in value.shape]
