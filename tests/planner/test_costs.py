@@ -152,7 +152,7 @@ def test_table_knows_work_and_size() -> None:
 def integer_model(path: Path) -> Path:
     text = """
     <ir_version: 8, opset_import: ["" : 17]>
-    m (float["n", 8, 16, 16] x) => (float["n", 8, 16, 16] y) {
+    m (float[n, 8, 16, 16] x) => (float[n, 8, 16, 16] y) {
         qx = QuantizeLinear(x, s, z)
         [first] a = QLinearConv<pads = [1, 1, 1, 1]>(qx, s, z, w, s, zw, s, z)
         [second] b = QLinearConv<pads = [1, 1, 1, 1]>(a, s, z, w, s, zw, s, z)
@@ -174,7 +174,7 @@ def integer_model(path: Path) -> Path:
 def float_model(path: Path) -> Path:
     text = """
     <ir_version: 8, opset_import: ["" : 17]>
-    m (float["n", 8, 16, 16] x) => (float["n", 8, 16, 16] y) {
+    m (float[n, 8, 16, 16] x) => (float[n, 8, 16, 16] y) {
         [first] a = Conv<pads = [1, 1, 1, 1]>(x, w)
         [second] y = Conv<pads = [1, 1, 1, 1]>(a, w)
     }"""
@@ -202,7 +202,7 @@ def test_times_go_to_layers_and_conversions(tmp_path: Path) -> None:
 def test_conversions_between_integer_layers_are_theirs(tmp_path: Path) -> None:
     text = """
     <ir_version: 8, opset_import: ["" : 17]>
-    m (float["n", 64] x) => (float["n", 64] y) {
+    m (float[n, 64] x) => (float[n, 64] y) {
         qx = QuantizeLinear(x, s, z)
         [first] a = MaxPool1(qx)
         da = DequantizeLinear(a, s, z)
