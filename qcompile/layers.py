@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from qcompile.backends.ort_realised import realised
 from qcompile.build import Build
-from qcompile.ir.graph import origin, origins
-from qcompile.ir.plan import FLOAT
+from qcompile.ir.graph import origin
 from qcompile.job import Job
 from qcompile.trace import mac_counts
 
@@ -14,22 +14,25 @@ __all__ = ["describe_layers"]
 
 
 def describe_layers(job: Job, build: Build) -> tuple[list[dict[str, Any]], float | None]:
-    """One row for each layer of the plan in graph order, and the share of MACs run in integers."""
+    """One row for each layer of the plan in graph order, and the share of MACs run in integers.
+
+    A layer for which no kernel runs (folded into a constant, or into nothing) counts as requested.
+    """
     feed = job.data.calibration.load(0)
     counts = mac_counts(job.prepared.model, feed, job.work, job.options.custom_ops)
     by_origin = {origin(node): count for node, count in counts.items()}
-    seen = _lowered(build)
+    seen = realised(build.path, feed, custom_ops=job.options.custom_ops)
     compute = {site.origin for site in job.prepared.sites if site.role == "compute"}
     rows: list[dict[str, Any]] = []
     for layer in build.plan.layers:
-        found = seen.get(layer.origin, [])
+        found = seen.layers.get(layer.origin)
         rows.append(
             {
                 "origin": layer.origin,
                 "op_type": layer.op_type,
                 "requested": layer.precision,
-                "realised": layer.precision if any(map(_integer, found)) else FLOAT,
-                "executed_as": found,
+                "realised": layer.precision if found is None else found.precision,
+                "executed_as": [] if found is None else list(found.op_types),
                 "reason": layer.reason,
                 "pinned": layer.pinned,
                 "sensitivity": layer.sensitivity,
@@ -39,19 +42,4 @@ def describe_layers(job: Job, build: Build) -> tuple[list[dict[str, Any]], float
                 "compute": layer.origin in compute,
             }
         )
-    total = sum(counts.values())
-    integer = sum(r["macs"] for r in rows if r["realised"] != FLOAT)
-    return rows, (integer / total if total else None)
-
-
-def _lowered(build: Build) -> dict[str, list[str]]:
-    """Origin id -> operators that stand for it in the lowered model."""
-    found: dict[str, list[str]] = {}
-    for node in build.lowered.graph:
-        for name in origins(node):
-            found.setdefault(name, []).append(node.op_type)
-    return found
-
-
-def _integer(op_type: str) -> bool:
-    return op_type.startswith(("QLinear", "QGemm", "MatMulInteger", "DynamicQuantize", "ConvInteger"))
+    return rows, seen.share(by_origin)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from qcompile.ir.plan import FLOAT
 from qcompile.job import Job
 from qcompile.verdict import EXIT_CODES, INCONCLUSIVE, NOT_DELIVERED, NOT_MEASURED, GateResult
 
@@ -48,13 +49,18 @@ def settle(gate: GateResult, job: Job, layers: Sequence[Mapping[str, Any]]) -> O
             headline = f"NOT DELIVERED: {reason} ({figures})"
             verdict, code = NOT_DELIVERED, exit_code
 
-    if data.random:
+    in_float = all(layer["requested"] == FLOAT for layer in layers)
+    if in_float and not options.best_effort:
+        refuse("no layer can be integer with this target and these options")
+        advice = "--best-effort delivers the fused float model"
+    # A model that stays in float was calibrated on nothing.
+    if data.random and not in_float:
         if options.allow_random and "real-data" not in options.require:
             warnings.append("calibrated on random data: no accuracy on real data is known")
         else:
             refuse("calibrated on random data; pass --calibration")
             advice = "qcompile init MODEL writes a calib.py to fill in; then pass --calibration"
-    missed = [layer for layer in layers if layer["requested"] != layer["realised"]]
+    missed = _missed(layers)
     if missed:
         first = missed[0]
         text = (
@@ -72,6 +78,15 @@ def settle(gate: GateResult, job: Job, layers: Sequence[Mapping[str, Any]]) -> O
     if verdict == NOT_DELIVERED and not advice:
         advice = _advice(gate)
     return Outcome(verdict, code, headline, tuple(dict.fromkeys(warnings)), advice)
+
+
+def _missed(layers: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Layers with multiply-adds that run in another precision than asked.
+
+    An activation or a move between them may be written in float on purpose, where that is faster
+    (SiLU as one float kernel): the report lists it, but it is no miss.
+    """
+    return [x for x in layers if x["compute"] and x["requested"] != x["realised"]]
 
 
 def _advice(gate: GateResult) -> str:
