@@ -87,7 +87,13 @@ def expected() -> set[str]:
                 name = path.relative_to(ROOT).as_posix()
                 names.add(name if folder == "qcompile" else f"qcompile/{name}")
     data = ("__init__.py", "fetch.py", "zoo.toml", "fmnist_dwcnn.onnx", "fmnist_test.npz")
-    return names | {f"qcompile/models/{name}" for name in data} | {"qcompile/py.typed"}
+    names |= {f"qcompile/models/{name}" for name in data}
+    return names | {
+        "qcompile/py.typed",
+        "qcompile/report.schema.json",
+        "qcompile/deploy/run.py",
+        "qcompile/deploy/main.cc",
+    }
 
 
 def cut_off() -> list[str | Path]:

@@ -1,10 +1,19 @@
-"""Hands candidates to the gate, the best first, until one passes or the attempts are used up."""
+"""Hands candidates to the gate, the best first, until one passes or the attempts are used up.
+
+With --best-effort the fused float model is the last of them.
+"""
 
 from __future__ import annotations
 
-from qcompile.gate import judge
-from qcompile.ir.errors import PassError
+from collections.abc import Sequence
+from dataclasses import replace
+
+from qcompile.build import Builder
+from qcompile.gate import Limits, judge
+from qcompile.ir.errors import OptionError, PassError
+from qcompile.ir.plan import FLOAT, PrecisionPlan
 from qcompile.job import Job
+from qcompile.oldest_runtime import oldest_runtime, parse_release
 from qcompile.planner.race import Candidate
 from qcompile.planner.search import Found
 from qcompile.reporter import Reporter
@@ -15,37 +24,27 @@ __all__ = ["pass_gate"]
 ATTEMPTS = {"fast": 1, "default": 3, "max": 8}
 
 
-def pass_gate(job: Job, found: Found, reporter: Reporter) -> tuple[Candidate, GateResult]:
+def pass_gate(
+    job: Job, found: Found, builder: Builder, reporter: Reporter
+) -> tuple[Candidate, GateResult]:
     """The first candidate that the gate lets through; where none passes, the first one's verdict.
 
     A candidate that failed on accuracy is followed by the next more accurate one; one that failed on
     speed or size alone by the next in order, whatever its accuracy.
+
+    Raises:
+        OptionError: every candidate needs a newer ONNX Runtime than --min-ort.
     """
-    extremes = job.data.extremes()
-    held = list(job.data.held)
     first: tuple[Candidate, GateResult] | None = None
     least: float | None = None
     tried = 0
-    for candidate in found.order:
+    for candidate in _old_enough(job, found.order):
         if tried == ATTEMPTS[job.options.effort]:
             break
         if least is not None and candidate.sqnr_db is not None and candidate.sqnr_db <= least:
             continue
         tried += 1
-        result = judge(
-            job.float_path,
-            candidate.build.path,
-            held,
-            job.limits(),
-            metric=job.data.metric,
-            names=job.data.held.names,
-            slices=job.options.slices,
-            extremes=extremes,
-            threads=job.options.threads,
-            budget_s=job.options.gate_time,
-            custom_ops=job.options.custom_ops,
-            progress=lambda _, share: reporter.advance(share, 1.0),
-        )
+        result = _judge(job, candidate, job.limits(), reporter)
         if result.exit_code == 0:
             return candidate, result
         first = first or (candidate, result)
@@ -53,4 +52,72 @@ def pass_gate(job: Job, found: Found, reporter: Reporter) -> tuple[Candidate, Ga
             least = max(least or 0.0, candidate.sqnr_db or 0.0)
     if first is None:
         raise PassError("the search proposed no plan")
+    if job.options.best_effort:
+        return _fused_float(job, first, builder, reporter)
     return first
+
+
+def _judge(job: Job, candidate: Candidate, limits: Limits, reporter: Reporter) -> GateResult:
+    return judge(
+        job.float_path,
+        candidate.build.path,
+        list(job.data.held),
+        limits,
+        metric=job.data.metric,
+        names=job.data.held.names,
+        slices=job.options.slices,
+        extremes=job.data.extremes(),
+        threads=job.options.threads,
+        budget_s=job.options.gate_time,
+        custom_ops=job.options.custom_ops,
+        progress=lambda _, share: reporter.advance(share, 1.0),
+    )
+
+
+def _fused_float(
+    job: Job, first: tuple[Candidate, GateResult], builder: Builder, reporter: Reporter
+) -> tuple[Candidate, GateResult]:
+    """The prepared model without an integer in it; ``first`` where even that does not pass.
+
+    It must not be slower than the user's model, but need not be as much faster as was asked of the
+    quantized one.
+    """
+    start, refused = first[0].build.plan, first[1]
+    why = "nothing quantized passed the gate (--best-effort)"
+    plan = PrecisionPlan(
+        tuple(replace(c, precision=FLOAT, reason=why, pinned=False) for c in start.layers)
+    )
+    candidate = Candidate("fused float", builder.build(plan))
+    limits = replace(job.limits(), min_speedup=min(1.0, job.options.min_speedup))
+    result = _judge(job, candidate, limits, reporter)
+    if result.exit_code != 0:
+        note = f"--best-effort: the fused float model does not pass either: {result.headline}"
+        return first[0], replace(refused, notes=(*refused.notes, note))
+    word = result.verdict.upper()
+    figures = result.headline.removeprefix(word).lstrip(": ")
+    return candidate, replace(
+        result,
+        headline=f"{word} IN FLOAT, since nothing quantized passed the gate: {figures}",
+        notes=(*result.notes, f"quantized it was {refused.headline}"),
+    )
+
+
+def _old_enough(job: Job, candidates: Sequence[Candidate]) -> list[Candidate]:
+    """The candidates that --min-ort's ONNX Runtime opens."""
+    if job.options.min_ort is None:
+        return list(candidates)
+    release = parse_release(job.options.min_ort)
+    kept, needs = [], {}
+    for candidate in candidates:
+        oldest = oldest_runtime(candidate.build.lowered)
+        if oldest.release is not None and oldest.release <= release:
+            kept.append(candidate)
+        else:
+            needs[oldest.text or "one that is not known here"] = ", ".join(oldest.because)
+    if candidates and not kept:
+        least = min(needs)
+        raise OptionError(
+            f"--min-ort {job.options.min_ort}: the artifact needs ONNX Runtime {least} "
+            f"({needs[least]}); pass --min-ort {least}, or export the model with an older opset"
+        )
+    return kept

@@ -106,7 +106,7 @@ def compile_with(source: Any, options: Options, reporter: Reporter | None = None
             ranges, builder = choose_ranges(job, ranges, builder, plan, stages.reporter.advance)
             found = search(job, builder, plan, replay=lock is not None, reporter=stages.reporter)
         with stages("gate"):
-            taken, verdict = pass_gate(job, found, stages.reporter)
+            taken, verdict = pass_gate(job, found, builder, stages.reporter)
         with stages("write"), new_artifact(output, options.force) as folder:
             report, code = write_artifact(
                 folder, job, ranges, learned, found, taken, verdict, key, stages.seconds, output

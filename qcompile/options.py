@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from qcompile.ir.errors import OptionError
+from qcompile.oldest_runtime import parse_release
 from qcompile.units import Drop, parse_bytes, parse_drop, parse_milliseconds, parse_seconds
 
 if sys.version_info >= (3, 11):
@@ -57,6 +58,7 @@ class Options:
         seed: of everything random.
         allow_random: let random calibration data count as delivered, with a warning.
         custom_ops: a library with custom operators.
+        fix_weights: take weights that are also graph inputs (overridable defaults) as constants.
         opset: pin the default-domain opset of the result.
         min_ort: oldest ONNX Runtime that must open the result ("1.17").
         costs: a costs.json to use instead of measuring.
@@ -66,7 +68,7 @@ class Options:
         lock: the lock file; None = qcompile.lock in the working or output folder.
         require: what must hold for exit code 0.
         strict: a layer that is not realised as requested is an error.
-        best_effort: when nothing quantized helps, deliver the fused float model.
+        best_effort: when nothing quantized passes the gate, deliver the fused float model.
     """
 
     target: str = "ort-int8"
@@ -97,6 +99,7 @@ class Options:
     seed: int = 0
     allow_random: bool = False
     custom_ops: Path | None = None
+    fix_weights: bool = False
     opset: int | None = None
     min_ort: str | None = None
     costs: Path | None = None
@@ -164,6 +167,8 @@ def _read(name: str, value: Any) -> Any:
 
 
 def _check(options: Options) -> None:
+    if options.min_ort is not None:
+        parse_release(options.min_ort)
     for word in options.require:
         if word not in REQUIREMENTS:
             raise OptionError(f"--require {word} is unknown; use {', '.join(REQUIREMENTS)}")

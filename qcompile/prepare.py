@@ -16,6 +16,7 @@ from qcompile.ir.manager import CompileState, PassManager, PassRecord
 from qcompile.ir.notes import Note
 from qcompile.ir.target import Target
 from qcompile.ir.upgrade import upgrade_opset
+from qcompile.oldest_runtime import limits_of, parse_release
 from qcompile.options import Options
 from qcompile.passes.prepare import prepare_passes
 from qcompile.passes.quantizable import Site, classify
@@ -56,8 +57,12 @@ def prepare(source: Any, target: Target, options: Options) -> Prepared:
         ModelError: the model cannot be read or is newer than the runtime.
         TargetError: the options pin an opset that the target's form cannot have.
     """
+    opset_limit, ir_limit = _limits(options)
     loaded = load_model(
-        source, runtime_opset_limit=ort.max_opset(), runtime_ir_limit=ort.max_ir_version()
+        source,
+        fix_weights=options.fix_weights,
+        runtime_opset_limit=opset_limit,
+        runtime_ir_limit=ir_limit,
     )
     model = loaded.model.clone()
     inputs = input_specs(model)
@@ -77,15 +82,26 @@ def prepare(source: Any, target: Target, options: Options) -> Prepared:
     )
 
 
+def _limits(options: Options) -> tuple[int, int]:
+    """The newest opset and IR version that both the installed runtime and --min-ort's open."""
+    opset, ir_version = ort.max_opset(), ort.max_ir_version()
+    if options.min_ort is None:
+        return opset, ir_version
+    oldest = limits_of(parse_release(options.min_ort))
+    return min(opset, oldest[0]), min(ir_version, oldest[1])
+
+
 def _upgraded(model: oir.Model, target: Target, options: Options) -> tuple[oir.Model, list[Note]]:
     """The model at the pinned opset, else at the one that the fused forms need, as far as it goes."""
     have = default_opset(model)
     needed = target.per_channel_opset
+    newest, _ = _limits(options)
     if options.opset is not None:
-        if options.opset < have or options.opset > ort.max_opset():
+        if options.opset < have or options.opset > newest:
+            reader = "the installed ONNX Runtime" if options.min_ort is None else "--min-ort's"
             raise TargetError(
-                f"--opset {options.opset} cannot be had: the model has opset {have} and the installed "
-                f"ONNX Runtime reads up to {ort.max_opset()}; models are upgraded only"
+                f"--opset {options.opset} cannot be had: the model has opset {have} and {reader} "
+                f"reads up to {newest}; models are upgraded only"
             )
         if options.opset < needed:
             raise TargetError(
@@ -94,7 +110,7 @@ def _upgraded(model: oir.Model, target: Target, options: Options) -> tuple[oir.M
             )
         wanted = options.opset
     else:
-        wanted = max(have, min(FUSED_OPSET, ort.max_opset()))
+        wanted = max(have, min(FUSED_OPSET, newest))
     if wanted <= have:
         return model, []
     upgraded, notes = upgrade_opset(model, wanted)

@@ -71,6 +71,12 @@ class CompileReport:
             lines.append(f"next: {self.data['next']}")
         return lines
 
+    def _runtime_line(self) -> str:
+        oldest = self.data.get("oldest_onnxruntime") or {}
+        if not oldest.get("version"):
+            return ""
+        return f"opens with ONNX Runtime {oldest['version']} or newer ({oldest['because'][0]})"
+
     def _layer_line(self) -> str:
         layers = [layer for layer in self.layers if layer["macs"] or layer["compute"]]
         done = [layer for layer in layers if layer["realised"] != FLOAT]
@@ -104,6 +110,8 @@ class CompileReport:
                 )
         stages = ", ".join(f"{s['name']} {s['seconds']:.1f} s" for s in data["stages"])
         lines.append(f"  time: {stages}; {sum(s['seconds'] for s in data['stages']):.1f} s in all")
+        if runtime := self._runtime_line():
+            lines.append(f"  {runtime}")
         if data["output"]:
             lines.append(f"  wrote {data['output']}/")
         return "\n".join([*lines, *self.headlines()])

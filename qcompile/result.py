@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from qcompile.artifact import MODEL, Artifact, open_artifact
+from qcompile.backends.devices import detect, device_names, get_device, missing_features
 from qcompile.backends.ort import open_session
 from qcompile.ir.errors import OutputError, QCompileError
 from qcompile.report import CompileReport
@@ -83,6 +85,9 @@ class CompileResult:
 def load(path: str | Path) -> CompileResult:
     """An artifact compiled before.
 
+    Warns when this CPU lacks what the artifact was compiled for: its sums may saturate, and its speed
+    was measured elsewhere.
+
     Raises:
         OutputError: no such artifact, or its files were changed.
     """
@@ -91,4 +96,15 @@ def load(path: str | Path) -> CompileResult:
     if wrong:
         raise OutputError(f"'{path}': {'; '.join(wrong)}; compile again")
     report = CompileReport(artifact.report)
+    device = str(report.data["target"]["device"])
+    # "native" became the name of a row when it was compiled; other devices are no CPUs
+    if device != "native" and device in device_names():
+        lacking = missing_features(get_device(device).features, detect())
+        if lacking:
+            warnings.warn(
+                f"'{path}' was compiled for {device}, and this CPU lacks {', '.join(lacking)}: its "
+                "integer sums may saturate and its speed is another; compile it for this CPU",
+                RuntimeWarning,
+                stacklevel=2,
+            )
     return CompileResult(report, artifact.path, int(report.data["exit_code"]))

@@ -15,12 +15,14 @@ from qcompile.backends.ort import open_session
 from qcompile.data.images import save_preview
 from qcompile.data.inputs import Feed
 from qcompile.environment import describe_machine, describe_versions
+from qcompile.ir.plan import FLOAT
 from qcompile.ir.save import save_model
 from qcompile.job import Job
 from qcompile.layers import describe_layers
 from qcompile.learned_file import LEARNED, write_learned
 from qcompile.learning import Learned
 from qcompile.lock import Lock
+from qcompile.oldest_runtime import oldest_runtime
 from qcompile.outcome import settle
 from qcompile.planner.race import Candidate
 from qcompile.planner.search import Found
@@ -75,9 +77,13 @@ def write_artifact(
     if handed_over:
         _write_deploy(folder / "deploy", place / MODEL, list(job.data.held)[:SAMPLES])
     _write_preview(folder, job)
+    oldest = oldest_runtime(build.lowered)
+    in_float = all(layer["requested"] == FLOAT for layer in layers)
     data = {
         "version": REPORT_VERSION,
         "verdict": outcome.verdict,
+        "delivered_form": "float" if in_float else "quantized",
+        "oldest_onnxruntime": {"version": oldest.text, "because": list(oldest.because)},
         "exit_code": outcome.exit_code,
         "headline": outcome.headline,
         "warnings": list(outcome.warnings),
@@ -119,6 +125,8 @@ def write_artifact(
             "qcompile": describe_versions().get("qcompile", ""),
             "verdict": outcome.verdict,
             "target": job.prepared.target.name,
+            "device": job.prepared.target.device,
+            "oldest_onnxruntime": oldest.text,
             "inputs": dict(key),
             "machine": describe_machine(),
             "seed": job.options.seed,

@@ -63,6 +63,12 @@ __all__ = ["command"]
 @click.option("--seed", type=int, help="Of everything random [0].")
 @click.option("--allow-random", is_flag=True, default=None, help="Accept random calibration data.")
 @click.option("--custom-ops", help="Library with custom operators.")
+@click.option(
+    "--fix-weights",
+    is_flag=True,
+    default=None,
+    help="Take weights that are also graph inputs as constants.",
+)
 @click.option("--opset", type=int, help="Pin the default-domain opset of the result.")
 @click.option("--min-ort", help="Oldest ONNX Runtime that must open the result, for example 1.17.")
 @click.option("--costs", help="Use this costs.json instead of measuring.")

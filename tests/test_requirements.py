@@ -1,0 +1,168 @@
+"""--require and --best-effort: what turns a delivery into a refusal, and a refusal into a delivery."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import pytest
+
+import qcompile
+from qcompile.ir.plan import FLOAT, INT8
+from qcompile.job import Job
+from qcompile.options import make_options
+from qcompile.outcome import Outcome, settle
+from qcompile.verdict import INCONCLUSIVE, Check, GateResult, conclude, not_measured
+
+Feeds = list[dict[str, npt.NDArray[np.float32]]]
+
+DONE = {"origin": "a", "requested": INT8, "realised": INT8}
+MISSED = {"origin": "b", "requested": INT8, "realised": FLOAT}
+LEFT = {"origin": "c", "requested": FLOAT, "realised": FLOAT}
+
+PASSED = conclude([Check("opens", "pass", "it opens")])
+VAGUE = conclude([Check("speed", "inconclusive", "1.0x the speed of float")])
+
+
+def settled(
+    gate: GateResult, layers: Sequence[Mapping[str, Any]], *, random: bool = False, **options: Any
+) -> Outcome:
+    job = SimpleNamespace(options=make_options(**options), data=SimpleNamespace(random=random))
+    return settle(gate, cast(Job, job), layers)
+
+
+def test_nothing_required() -> None:
+    outcome = settled(PASSED, [DONE])
+    assert (outcome.exit_code, outcome.warnings, outcome.advice) == (0, (), "")
+
+
+def test_random_data() -> None:
+    assert "calibrated on random data" in settled(PASSED, [DONE], random=True).headline
+    assert settled(PASSED, [DONE], random=True, allow_random=True).exit_code == 0
+    both = settled(PASSED, [DONE], random=True, allow_random=True, require="real-data")
+    assert both.exit_code == 3
+
+
+def test_realised() -> None:
+    outcome = settled(PASSED, [DONE, MISSED])
+    assert outcome.exit_code == 0
+    assert "'b' (int8 -> float)" in outcome.warnings[0]
+    for options in ({"require": "realised"}, {"strict": True}):
+        refused = settled(PASSED, [DONE, MISSED], **options)
+        assert refused.exit_code == 3
+        assert "1 layers are not realised" in refused.headline
+
+
+def test_conclusive() -> None:
+    assert settled(VAGUE, [DONE]).verdict == INCONCLUSIVE
+    refused = settled(VAGUE, [DONE], require=["conclusive", "real-data"])
+    assert refused.exit_code == 3
+    assert "--gate-time" in refused.headline
+
+
+def test_measured() -> None:
+    assert settled(not_measured("no GPU here"), [DONE]).exit_code == 0
+    assert settled(not_measured("no GPU here"), [DONE], require="measured").exit_code == 4
+
+
+def test_nothing_integer_is_no_delivery() -> None:
+    refused = settled(PASSED, [LEFT])
+    assert refused.exit_code == 3
+    assert "no layer can be integer" in refused.headline
+    assert "--best-effort" in refused.advice
+    assert settled(PASSED, [LEFT], random=True, best_effort=True).exit_code == 0
+
+
+def test_what_failed_stays_the_reason() -> None:
+    failed = conclude([Check("accuracy", "fail", "SQNR 3.0 dB (10 dB needed)")])
+    outcome = settled(failed, [DONE, MISSED], random=True, strict=True)
+    assert "SQNR 3.0 dB" in outcome.headline
+    assert outcome.exit_code == 3
+
+
+def test_best_effort_delivers_the_fused_float_model(
+    dwcnn: Path, calibration_feeds: Feeds, tmp_path: Path
+) -> None:
+    # More than eight bits can give, less than float's rounding needs.
+    options: dict[str, Any] = {
+        "min_sqnr": 80.0,
+        "gate_time": "0.5s",
+        "effort": "fast",
+        "threads": 1,
+    }
+    options |= {"min_speedup": 0.01, "calibration": calibration_feeds}
+    refused = qcompile.compile(dwcnn, output=tmp_path / "a", **options)
+    assert refused.exit_code == 3
+    result = qcompile.compile(dwcnn, output=tmp_path / "b", best_effort=True, **options)
+    assert result.check().report.data["delivered_form"] == "float"
+    assert "IN FLOAT, since nothing quantized passed the gate" in result.headlines()[0]
+    assert any("80 dB needed" in line for line in result.headlines()), result.headlines()
+    assert result.report.sqnr_db is not None
+    assert result.report.sqnr_db > 80
+    operators = {node.op_type for node in onnx.load(result.model).graph.node}
+    assert not any(op.startswith(("QLinear", "Quantize")) for op in operators)
+    assert result.open().run(None, calibration_feeds[0])[0].shape == (32, 10)
+
+
+def test_best_effort_that_fails_too_is_not_delivered(
+    dwcnn: Path, calibration_feeds: Feeds, tmp_path: Path
+) -> None:
+    result = qcompile.compile(
+        dwcnn,
+        output=tmp_path / "a",
+        calibration=calibration_feeds,
+        best_effort=True,
+        max_size=1000,
+        gate_time="0.5s",
+        effort="fast",
+        threads=1,
+    )
+    assert result.exit_code == 3
+    assert any("does not pass either" in line for line in result.headlines())
+
+
+def test_best_effort_changes_nothing_where_integers_pass(
+    dwcnn: Path, calibration_feeds: Feeds, tmp_path: Path
+) -> None:
+    result = qcompile.compile(
+        dwcnn,
+        output=tmp_path / "a",
+        calibration=calibration_feeds,
+        best_effort=True,
+        min_speedup=0.01,
+        gate_time="0.5s",
+        effort="fast",
+        threads=1,
+    )
+    assert result.check().report.data["delivered_form"] == "quantized"
+
+
+def test_loading_on_a_cpu_that_lacks_features_warns(
+    dwcnn: Path, calibration_feeds: Feeds, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = qcompile.compile(
+        dwcnn,
+        output=tmp_path / "a",
+        calibration=calibration_feeds,
+        device="x86-vnni",
+        min_speedup=0.01,
+        gate_time="0.5s",
+        effort="fast",
+        threads=1,
+    )
+    from qcompile.backends.devices import get_device
+
+    monkeypatch.setattr("qcompile.result.detect", lambda: get_device("x86-avx2"))
+    with pytest.warns(
+        RuntimeWarning, match="compiled for x86-vnni, and this CPU lacks avx512_vnni"
+    ):
+        qcompile.load(result.path)
+    other = replace(get_device("x86-vnni"), features=("avx2", "avx_vnni"))
+    monkeypatch.setattr("qcompile.result.detect", lambda: other)
+    qcompile.load(result.path)
