@@ -36,8 +36,8 @@ def save(path: Path, text: str) -> Path:
 def small(
     path: Path,
     body: str = "y = Relu(x)",
-    ins: str = 'float[n, 4] x',
-    out: str = 'float[n, 4] y',
+    ins: str = "float[n, 4] x",
+    out: str = "float[n, 4] y",
 ) -> Path:
     return save(path, f"m ({ins}) => ({out}) {{ {body} }}")
 
@@ -173,7 +173,7 @@ def test_fixed_batch_is_noted(tmp_path: Path) -> None:
 
 
 def test_extreme_shapes_are_run(tmp_path: Path) -> None:
-    free = {"ins": 'float[n, m] x', "out": 'float[n, m] y'}
+    free = {"ins": "float[n, m] x", "out": "float[n, m] y"}
     ref = small(tmp_path / "f.onnx", **free)
     body = "s = Constant<value = int64[2] {-1, 4}>() r = Reshape(x, s) y = Relu(r)"
     other = small(tmp_path / "a.onnx", body, **free)
@@ -185,10 +185,10 @@ def test_extreme_shapes_are_run(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("body", "ins", "out", "text"),
     [
-        ("z = Relu(x)", 'float[n, 4] x', 'float[n, 4] z', "output 'y' is missing"),
-        ("y = Relu(x) z = Relu(x)", 'float[n, 4] x', 'float[n, 4] y, float[n, 4] z', "'z'"),
-        ("y = Cast<to = 10>(x)", 'float[n, 4] x', 'float16[n, 4] y', "tensor(float16)"),
-        ("y = Flatten<axis = 0>(x)", 'float[n, 4] x', 'float[n] y', "rank"),
+        ("z = Relu(x)", "float[n, 4] x", "float[n, 4] z", "output 'y' is missing"),
+        ("y = Relu(x) z = Relu(x)", "float[n, 4] x", "float[n, 4] y, float[n, 4] z", "'z'"),
+        ("y = Cast<to = 10>(x)", "float[n, 4] x", "float16[n, 4] y", "tensor(float16)"),
+        ("y = Flatten<axis = 0>(x)", "float[n, 4] x", "float[n] y", "rank"),
     ],
 )
 def test_changed_interface_is_found(
@@ -320,7 +320,7 @@ def test_worst_slice_of_sqnr(ref: Path, tmp_path: Path) -> None:
 
 
 def test_integer_outputs_agree(tmp_path: Path) -> None:
-    form = {"out": 'int64[n] y'}
+    form = {"out": "int64[n] y"}
     ref = small(tmp_path / "f.onnx", "y = ArgMax<axis = 1, keepdims = 0>(x)", **form)
     other = small(tmp_path / "a.onnx", "y = ArgMin<axis = 1, keepdims = 0>(x)", **form)
     assert gate(ref, ref).verdict == "delivered"
@@ -356,8 +356,8 @@ def test_nan_of_float_itself_is_left_out(tmp_path: Path) -> None:
 
 def test_state_is_rolled_back_in(tmp_path: Path) -> None:
     form = {
-        "ins": 'float[n, 4] x, float[n, 4] h',
-        "out": 'float[n, 4] y, float[n, 4] hn',
+        "ins": "float[n, 4] x, float[n, 4] h",
+        "out": "float[n, 4] y, float[n, 4] hn",
     }
     ref = small(tmp_path / "f.onnx", "hn = Add(x, h) y = Identity(hn)", **form)
     grow = "k = Constant<value = float {1.1}>() g = Mul(h, k) hn = Add(x, g) y = Identity(hn)"
