@@ -18,7 +18,6 @@ from qcompile.passes.fuse_softmax import FuseSoftmax
 from qcompile.passes.move_transposes import MoveTransposes
 from qcompile.passes.rewrite_conv_transpose import RewriteConvTranspose
 from qcompile.passes.rewrite_one_hot import RewriteOneHot
-from qcompile.passes.shield_layernorm import ShieldLayerNorm
 from qcompile.passes.spell_shifts import SpellShifts
 from qcompile.passes.spell_softmax import SpellSoftmax
 
@@ -60,4 +59,4 @@ def runtime_passes() -> list[Pass]:
 
     They undo some of the canonical forms above, so nothing that reads canonical forms may follow.
     """
-    return [SpellSoftmax(), ShieldLayerNorm(), SpellShifts()]
+    return [SpellSoftmax(), SpellShifts()]

@@ -21,6 +21,7 @@ from qcompile.ir.spec import PER_TENSOR, QuantSpec, per_axis
 from qcompile.ir.target import OpSupport, Role, Target
 from qcompile.passes.channel_limits import channel_limit
 from qcompile.passes.operator_limits import operator_limit
+from qcompile.passes.protected import protected
 from qcompile.passes.residual import carried_input
 
 __all__ = ["Site", "classify", "quantizable", "static_sites"]
@@ -78,12 +79,17 @@ def quantizable(model: oir.Model, target: Target) -> list[Site]:
     """Every site of the main graph in graph order, with the reason for those that must stay float."""
     sites: list[Site] = []
     seen: dict[str, int] = {}
+    spelled = protected(model.graph)
     for node in model.graph:
         name = origin(node) or node.name or ""
         seen[name] = seen.get(name, 0) + 1
         if seen[name] > 1:
             name = f"{name}#{seen[name]}"
         site = _site(node, name, target, default_opset(model))
+        if site is not None and node in spelled and not site.reason:
+            site = _refused(
+                site, "part of a written-out GELU or normalization that runtimes fuse whole"
+            )
         if site is not None:
             sites.append(site)
     return sites
@@ -274,6 +280,8 @@ def _tensor_limit(site: Site) -> str:
     for value in site.activations.values():
         if _dequantized(value):
             return "already quantized in this model"
+        if value.is_initializer():
+            return f"'{value.name}' is a default that callers may override; --fix-weights fixes it"
     # Where shape inference gave up, a float32 weight still tells the type (both must agree).
     known = np.float32 if site.weight is not None else None
     for value in (*site.activations.values(), *site.outputs):

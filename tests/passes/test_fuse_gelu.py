@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
+from qcompile.ir.target import OpSupport
 from qcompile.passes.fold_affine import FoldAffine
 from qcompile.passes.fuse_gelu import FuseGelu
 from qcompile.passes.protected import protected
-from tests.passes.checks import check_passes, parse, state_of
+from qcompile.passes.quantizable import quantizable
+from tests.passes.checks import TARGET, check_passes, parse, state_of
 
 CONSTANTS = """<float one = {1.0}, float two = {2.0}, float half = {0.5}, float three = {3.0},
     float root2 = {1.4142135}, float k = {0.044715}, float c = {0.7978846}, float q = {1.702}>"""
@@ -81,3 +85,12 @@ def test_a_fold_does_not_take_a_gelu_apart() -> None:
     check_passes(
         parse(text), FoldAffine(), ["Div", "Erf", "Add", "Mul", "Mul", "MatMul"], changed=False
     )
+
+
+def test_a_gelu_left_whole_is_not_quantized_in_parts() -> None:
+    rows = {"Mul": OpSupport("Mul", "elementwise", None)}
+    for body, reasons in ((EXACT[0], 2), ("a = Mul(x, half)\n y = Mul(a, x)", 0)):
+        state = state_of(parse(model(body, 17)))
+        sites = quantizable(state.model, replace(TARGET, ops=rows))
+        assert len(sites) == 2
+        assert sum("fuse whole" in site.reason for site in sites) == reasons

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from qcompile.passes.prepare import runtime_passes
-from qcompile.passes.shield_layernorm import ShieldLayerNorm
 from qcompile.passes.spell_shifts import SpellShifts
 from qcompile.passes.spell_softmax import SpellSoftmax
 from tests.passes.checks import check_passes, parse
@@ -28,18 +27,6 @@ def test_softmax_over_an_inner_axis(axis: int, opset: int) -> None:
 @pytest.mark.parametrize("text", [softmax(-1), softmax(2), softmax(1, 12), softmax(1, inner=3)])
 def test_other_softmaxes_stay(text: str) -> None:
     check_passes(parse(text), SpellSoftmax(), ["Softmax"], changed=False)
-
-
-def test_adds_before_layer_norm_are_sums() -> None:
-    text = """<ir_version: 8, opset_import: ["" : 17]>
-        g (float[N, 4] x, float[N, 4] r) => (float[N, 4] y, float[N, 4] z)
-        <float[4] k = {1.0, 2.0, 3.0, 4.0}> {
-            a = Add(x, r)
-            b = LayerNormalization(a, k, k)
-            z = Add(a, b)
-            y = Relu(z)
-        }"""
-    check_passes(parse(text), ShieldLayerNorm(), ["Sum", "LayerNormalization", "Add", "Relu"])
 
 
 def shifts(body: str, signature: str = "(float[N, 3, 4, 4] x) => (float[N, 2, H, W] y)") -> str:
