@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as oir
 
+from qcompile.backends.ort_channels import keep_channels, widen
 from qcompile.backends.ort_edges import QTensor, dequantized, tail
 from qcompile.backends.ort_kernels import MICROSOFT
 from qcompile.backends.ort_site import Edit, Refused, Site
@@ -21,16 +22,6 @@ __all__ = ["following_bias", "lower_conv", "lower_gemm", "lower_matmul"]
 
 _BIAS_SCALE_TOLERANCE = 1e-4
 """Relative; a bias stored with a scale this close to s_x * s_w is off by less than 1e-4 of itself."""
-
-_WIDE = 16
-"""Output channels from which the fast Conv kernel serves."""
-
-_LARGEST_FILL = 1 << 20
-"""Bytes of constant zeros up to which they are stored in the model."""
-
-_ZEROS = 512
-"""Products with zero, per tap, up to which the fast kernel saves more than they cost (1 -> 258
-channels with 256 taps: 0.9 ms as it is, 3.7 ms with three channels of zeros)."""
 
 
 def lower_conv(site: Site) -> Edit:
@@ -43,64 +34,17 @@ def lower_conv(site: Site) -> Edit:
     if x.dtype == "int8" and w.dtype != "int8":
         raise Refused("QLinearConv has no kernel for int8 activations with uint8 weights")
     site.needs("QLinearConv", "", x.dtype)
-    bias = _integer_bias(site, 2, x, w)
-    read, weight = _whole_channels(site, x, w)
-    inputs = [read, site.scale(x), site.zero(x), weight, site.scale(w, flat=True), site.zero(w)]
+    wide = widen(site, x, w, _integer_bias(site, 2, x, w))
+    inputs = [wide.read, site.scale(x), site.zero(x), wide.weight, wide.scale, wide.zero]
     inputs += [site.scale(to.out), site.zero(to.out)]
     names = ("auto_pad", "dilations", "group", "kernel_shape", "pads", "strides")
     conv = site.make(
         "QLinearConv",
-        inputs if bias is None else [*inputs, bias],
+        inputs if wide.bias is None else [*inputs, wide.bias],
         site.attributes(*names),
         absorbed=to.absorbed,
     )
-    return site.write(conv, to)
-
-
-def _whole_channels(site: Site, x: QTensor, w: QTensor) -> tuple[oir.Value, oir.Value]:
-    """(x, w) with input channels filled up to a multiple of four, which the fast kernel needs.
-
-    Three channels at 240 x 240: 3.4 ms, with a fourth of zeros 1.6 ms; 33 at 40 x 40: 133 and
-    100 us, the copy counted. The added weights are zero, so the products are too.
-    """
-    held = constant(w.q)
-    missing = 0 if held is None else -held.shape[1] % 4
-    if held is None or not missing or site.attribute("group", 1) != 1:
-        return x.q, w.q
-    if held.shape[0] < _WIDE or missing * held.shape[0] > _ZEROS:
-        return x.q, w.q
-    if not site.lowering.kernels.has("Pad", "", site.lowering.opset(""), x.dtype):
-        return x.q, w.q
-    columns = [(0, 0), (0, missing), *[(0, 0)] * (held.ndim - 2)]
-    fill = int(w.zero_point.reshape(-1)[0])
-    if np.any(w.zero_point != fill):
-        return x.q, w.q
-    wide = site.lowering.shared.get((w.q, missing))
-    if wide is None:
-        wide = site.const("weight", np.pad(held, columns, constant_values=fill))
-        site.lowering.shared[(w.q, missing)] = wide
-    read = site.lowering.shared.get((x.q, missing))
-    if read is None:
-        read = _added_channels(site, x, missing, held.ndim)
-        site.lowering.shared[(x.q, missing)] = read
-    return read, wide
-
-
-def _added_channels(site: Site, x: QTensor, missing: int, rank: int) -> oir.Value:
-    """``x`` with channels of zero behind its own.
-
-    Where the runtime turns the region channels-last, Concat takes a quarter of Pad's time; it needs
-    the shape.
-    """
-    shape = [] if x.q.shape is None else [d for d in x.q.shape if isinstance(d, int)]
-    if len(shape) == rank and np.prod(shape) * missing < _LARGEST_FILL * shape[1]:
-        shape[1] = missing
-        fill = np.full(shape, x.zero_point.reshape(()), x.zero_point.dtype)
-        axis = {"axis": oir.AttrInt64("axis", 1)}
-        return site.make("Concat", [x.q, site.const("fill", fill)], axis, suffix="pad").outputs[0]
-    ends = np.zeros(2 * rank, np.int64)
-    ends[rank + 1] = missing
-    return site.make("Pad", [x.q, site.const("pads", ends), site.zero(x)], suffix="pad").outputs[0]
+    return site.write(keep_channels(site, conv, wide), to)
 
 
 def lower_matmul(site: Site) -> Edit:

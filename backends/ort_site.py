@@ -51,12 +51,13 @@ class Lowering:
     Attributes:
         model: edited in place.
         kernels: what the runtime has.
-        shared: (tensor, channels added) -> the widened tensor, for the next reader.
+        shared: (tensor, input channels added, output channels added) -> the widened tensor, for
+            the next reader.
     """
 
     model: oir.Model
     kernels: KernelSet
-    shared: dict[tuple[oir.Value, int], oir.Value] = field(default_factory=dict)
+    shared: dict[tuple[oir.Value, int, int], oir.Value] = field(default_factory=dict)
     _made: dict[tuple[str, tuple[int, ...], bytes], oir.Value] = field(default_factory=dict)
     _names: set[str] = field(default_factory=set)
     _values: set[str] = field(default_factory=set)

@@ -187,19 +187,20 @@ def test_gemm_with_beta_stays() -> None:
 
 
 def test_operators_of_a_region_need_no_float_between() -> None:
+    weight = ",".join(str((37 * i) % 255 - 127) for i in range(256))
     text = """
-    agraph (float[1,2,4,4] x) => (float[1,2,4,4] y)
-      <float s = {0.05}, uint8 z = {100}, float[2] sw = {0.01, 0.02}, int8[2] zw = {0,0},
-       int8[2,2,1,1] w = {50,-60,70,80}>
+    agraph (float[1,16,4,4] x) => (float[1,16,4,4] y)
+      <float s = {0.05}, uint8 z = {100}, float sw = {0.002}, int8 zw = {0},
+       int8[16,16,1,1] w = {WEIGHT}>
     {
       xq = QuantizeLinear(x, s, z) xd = DequantizeLinear(xq, s, z)
-      wd = DequantizeLinear<axis=0>(w, sw, zw)
+      wd = DequantizeLinear(w, sw, zw)
       c = Conv<kernel_shape=[1,1]>(xd, wd) cq = QuantizeLinear(c, s, z) cd = DequantizeLinear(cq, s, z)
       a = Add(cd, xd) aq = QuantizeLinear(a, s, z) ad = DequantizeLinear(aq, s, z)
       g = Sigmoid(ad) gq = QuantizeLinear(g, s, z) gd = DequantizeLinear(gq, s, z)
       m = Mul(gd, cd) mq = QuantizeLinear(m, s, z) y = DequantizeLinear(mq, s, z)
     }"""
-    result = lowered(parse(text), step=0.1)
+    result = lowered(parse(text.replace("WEIGHT", weight)), step=0.1)
     assert ops(result.model) == [
         "QuantizeLinear", "QLinearConv", "QLinearAdd", "QLinearSigmoid", "QLinearMul", "DequantizeLinear",
     ]  # fmt: skip

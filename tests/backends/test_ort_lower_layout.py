@@ -198,3 +198,29 @@ def test_input_channels_are_filled_up_to_four(batch: str, operator: str) -> None
     weight_value = result.model.graph[2].inputs[3]
     assert weight_value is not None and weight_value.const_value is not None
     assert weight_value.const_value.numpy().shape == (16, 4, 3, 3)
+
+
+@pytest.mark.parametrize(
+    ("outputs", "kernel", "kept"), [(18, 1, True), (8, 3, True), (8, 1, False), (20, 3, False)]
+)
+def test_output_channels_are_filled_up_and_cut_again(outputs: int, kernel: int, kept: bool) -> None:
+    rng = np.random.default_rng(0)
+    weight = ",".join(str(v) for v in rng.integers(-127, 128, outputs * 4 * kernel**2))
+    scales = ",".join(f"{v:.5f}" for v in rng.uniform(0.001, 0.004, outputs))
+    zeros = ",".join("0" for _ in range(outputs))
+    bias = ",".join(f"{v:.4f}" for v in rng.standard_normal(outputs))
+    pads = kernel // 2
+    text = f"""
+    agraph (float[1,4,8,8] x) => (float[1,{outputs},8,8] y)
+      <float s = {{0.05}}, uint8 z = {{110}}, float[{outputs}] sw = {{{scales}}},
+       int8[{outputs}] zw = {{{zeros}}}, float[{outputs}] b = {{{bias}}},
+       int8[{outputs},4,{kernel},{kernel}] w = {{{weight}}}>
+    {{
+      xq = QuantizeLinear(x, s, z) xd = DequantizeLinear(xq, s, z)
+      wd = DequantizeLinear<axis=0>(w, sw, zw)
+      c = Conv<kernel_shape=[{kernel},{kernel}], pads=[{pads},{pads},{pads},{pads}]>(xd, wd, b)
+      r = Relu(c)
+      cq = QuantizeLinear(r, s, z) y = DequantizeLinear(cq, s, z)
+    }}"""
+    result = lowered(parse(text), step=0.05)
+    assert ("Slice" in ops(result.model)) is kept
