@@ -79,7 +79,7 @@ class FoldConstants:
     def _evaluate(
         self, state: CompileState, node: oir.Node
     ) -> tuple[list[oir.TensorProtocol] | None, str | None]:
-        shape = _static_shape(node)
+        shape = _static_shape(state.model.graph, node)
         if shape is not None:
             return [oir.tensor(shape)], None
         if node.op_type in KEPT or any(_is_subgraph(a) for a in node.attributes.values()):
@@ -106,20 +106,23 @@ class FoldConstants:
         return [oir.tensor(np.asarray(a, order="C")) for a in arrays], None
 
 
-def _static_shape(node: oir.Node) -> npt.NDArray[np.int64] | None:
-    """The result of a Shape node whose input has a fully known shape."""
-    if node.op_type != "Shape":
-        return None
-    source = node.inputs[0]
+def _static_shape(graph: oir.Graph, node: oir.Node) -> npt.NDArray[np.int64] | None:
+    """The result of a Shape node whose input has a fully known shape.
+
+    Where an input of the model is dynamic, only the shapes of inputs and constants count: those
+    stated for inner tensors may be left over from a fixed size (fold-shapes knows better).
+    """
+    source = node.inputs[0] if node.op_type == "Shape" else None
     if source is None or source.shape is None:
+        return None
+    fixed = all(v.shape is not None and v.shape.is_static() for v in graph.inputs)
+    if not fixed and not source.is_graph_input() and not source.is_initializer():
         return None
     dims = list(source.shape)
     start = node.attributes.get_int("start", 0)
     end = node.attributes.get_int("end", len(dims))
-    dims = dims[slice(start, end)]
-    if not all(isinstance(d, int) for d in dims):
-        return None
-    return np.array(dims, np.int64).reshape(len(dims))
+    numbers = [d for d in dims[slice(start, end)] if isinstance(d, int)]
+    return np.array(numbers, np.int64) if len(numbers) == len(dims[slice(start, end)]) else None
 
 
 def _is_subgraph(attribute: oir.Attr) -> bool:

@@ -23,6 +23,7 @@ class Tracker:
         self._elements: dict[oir.Value, Dims | None] = {}
         for value in graph.inputs:
             self._dims[value] = _input_dims(value)
+        self._given = {d for dims in self._dims.values() for d in dims or () if isinstance(d, str)}
         for node in graph:
             self.visit(node)
 
@@ -80,11 +81,18 @@ class Tracker:
         )
 
     def _merge(self, value: oir.Value, found: Dims | None) -> Dims | None:
-        """Prefer an int from either source, then the token that was found."""
+        """Prefer a dynamic dimension of an input, then an int from either source, then a new token.
+
+        Inner shapes that were written for another input are left behind when someone makes the
+        batch dynamic by hand; they must not freeze it again.
+        """
         stated = self._stated(value)
         if found is None or stated is None or len(found) != len(stated):
             return stated if found is None else found
-        return tuple(s if isinstance(s, int) else f for s, f in zip(stated, found, strict=True))
+        return tuple(
+            s if isinstance(s, int) and f not in self._given else f
+            for s, f in zip(stated, found, strict=True)
+        )
 
 
 def _input_dims(value: oir.Value) -> Dims | None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import onnx
 import onnx_ir as oir
 import pytest
 
+from qcompile.passes.fold_constants import FoldConstants
 from qcompile.passes.fold_shapes import FoldShapes
 from qcompile.passes.tracker import Tracker
 from tests.passes.checks import check_passes, parse, state_of
@@ -176,3 +178,19 @@ def test_the_repeated_heads_of_grouped_attention() -> None:
     target = list(after.graph)[-1].inputs[1]
     assert target is not None and target.const_value is not None
     assert target.const_value.numpy().tolist() == [1, 1, 3, 4]
+
+
+def test_a_stale_inner_shape_does_not_freeze_the_batch() -> None:
+    """As left behind by scripts that make the batch of a fixed model dynamic."""
+    body = """n = Neg(x)
+        s = Shape(n)
+        b = Slice(s, v0, v1)
+        c = Concat<axis = 0>(b, rest)
+        y = Reshape(n, c)"""
+    made = parse(model(body, "(float[batch, 3, 4] x) => (float[batch, 12] y)"))
+    del made.graph.value_info[:]
+    made.graph.value_info.append(onnx.helper.make_tensor_value_info("n", 1, [1, 3, 4]))
+    state = state_of(made)
+    for one in (FoldConstants(), FoldShapes()):
+        one.run(state)
+    assert target_of(state.model) == [0, -1]
