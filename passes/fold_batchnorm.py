@@ -68,9 +68,10 @@ def _factors(node: oir.Node) -> tuple[Array, Array] | str:
     if any(a is None for a in arrays):
         return "its parameters are not constant"
     gamma, beta, mean, variance = (np.asarray(a, np.float64) for a in arrays if a is not None)
-    scale = gamma / np.sqrt(variance + node.attributes.get_float("epsilon", 1e-5))
-    if not np.isfinite(scale).all():
+    level = variance + node.attributes.get_float("epsilon", 1e-5)
+    if not np.all(level > 0):
         return "its variance is not positive"
+    scale = gamma / np.sqrt(level)
     return scale, beta - scale * mean
 
 
