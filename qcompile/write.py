@@ -31,10 +31,13 @@ from qcompile.report import REPORT_VERSION, CompileReport, notes_as_data, passes
 from qcompile.reuse import byte_inputs
 from qcompile.verdict import DELIVERED, INCONCLUSIVE, NOT_MEASURED, GateResult, to_jsonable
 
-__all__ = ["write_artifact"]
+__all__ = ["describe_model", "save_samples", "write_artifact", "write_preview"]
 
 SAMPLES = 4
 """Stored samples in deploy/."""
+
+ELSEWHERE = ("device.py",)
+"""Scripts of artifacts whose runtime is on a device."""
 
 
 def write_artifact(
@@ -72,11 +75,13 @@ def write_artifact(
     if learned.weights or learned.bias_shifts:
         write_learned(folder / LEARNED, learned, job.prepared.model)
         digest = file_sha256(folder / LEARNED)
+    if found.pareto is not None:
+        (folder / "pareto.json").write_text(found.pareto, encoding="utf-8", newline="\n")
     lock = Lock(byte_inputs(dict(key)), ranges.chosen, build.plan, hashes, digest)
     (folder / LOCK).write_text(lock.to_json(), encoding="utf-8", newline="\n")
     if handed_over:
         _write_deploy(folder / "deploy", place / MODEL, list(job.data.held)[:SAMPLES])
-    _write_preview(folder, job)
+    write_preview(folder, job)
     oldest = oldest_runtime(build.lowered)
     in_float = all(layer["requested"] == FLOAT for layer in layers)
     data = {
@@ -89,7 +94,7 @@ def write_artifact(
         "warnings": list(outcome.warnings),
         "next": f"python {output / 'deploy' / 'run.py'}" if handed_over else outcome.advice,
         "output": str(output),
-        "model": _model(job),
+        "model": describe_model(job),
         "target": {"name": job.prepared.target.name, "device": job.prepared.target.device}
         | {"notes": list(job.prepared.target.notes)},
         "inputs": dict(key),
@@ -135,7 +140,8 @@ def write_artifact(
     return report, outcome.exit_code
 
 
-def _model(job: Job) -> dict[str, Any]:
+def describe_model(job: Job) -> dict[str, Any]:
+    """The user's model in the report."""
     loaded = job.prepared.loaded
     return {
         "name": job.float_path.name,
@@ -151,14 +157,14 @@ def _write_deploy(folder: Path, model: Path, feeds: Sequence[Feed]) -> None:
     """What someone without qcompile needs: a script, and samples with the outputs to expect."""
     folder.mkdir()
     for source in sorted((Path(__file__).parent / "deploy").iterdir()):
-        if source.suffix in (".py", ".cc", ".md"):
+        if source.suffix in (".py", ".cc", ".md") and source.name not in ELSEWHERE:
             shutil.copyfile(source, folder / source.name)
     session = open_session(model)
-    _save_samples(folder / "sample_in.npz", feeds)
-    _save_samples(folder / "sample_out.npz", [session.run(feed) for feed in feeds])
+    save_samples(folder / "sample_in.npz", feeds)
+    save_samples(folder / "sample_out.npz", [session.run(feed) for feed in feeds])
 
 
-def _save_samples(path: Path, feeds: Sequence[Mapping[str, Any]]) -> None:
+def save_samples(path: Path, feeds: Sequence[Mapping[str, Any]]) -> None:
     """Arrays as ``sample_tensor`` by number, the tensors' names as JSON beside them."""
     names = list(feeds[0])
     arrays = {
@@ -172,7 +178,8 @@ def _save_samples(path: Path, feeds: Sequence[Mapping[str, Any]]) -> None:
         np.savez(file, allow_pickle=False, **arrays)
 
 
-def _write_preview(folder: Path, job: Job) -> None:
+def write_preview(folder: Path, job: Job) -> None:
+    """A picture of the first sample, where images were read."""
     if job.options.preprocess is None:
         return
     feed = job.data.calibration.load(0)

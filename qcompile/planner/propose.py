@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from math import prod
 
+import numpy as np
+
 from qcompile.build import Builder
+from qcompile.ir.errors import PassError
 from qcompile.ir.plan import FLOAT, INT8_DYNAMIC, PrecisionPlan
 from qcompile.ir.save import save_model
 from qcompile.job import Job
 from qcompile.planner.costs import Costs, measure_costs
+from qcompile.planner.energy import Energy
+from qcompile.planner.gated_session import GatedSession
 from qcompile.planner.graph_problem import plan_of_labels, problem_from_graph
 from qcompile.planner.grouped import measure_model
+from qcompile.planner.problem import LABELS, Problem
 from qcompile.planner.race import Candidate, Race
 from qcompile.planner.replan import solve_measured
+from qcompile.planner.sweep import pareto, pareto_json
 from qcompile.planner.units import full_plan, units
 from qcompile.reporter import Reporter
 from qcompile.trace import shapes_seen
@@ -25,6 +34,8 @@ COST_SECONDS = {"fast": 3.0, "default": 8.0, "max": 40.0}
 """Time for measuring costs."""
 STEPS_DB = (3.0, 8.0, 15.0)
 """Accuracies to aim at beyond the best integer candidate's, in dB."""
+ENOUGH_DB = 40.0
+"""A candidate this accurate needs no better one."""
 
 
 class Proposer:
@@ -34,24 +45,76 @@ class Proposer:
         costs: measured costs, None until they were needed.
     """
 
-    def __init__(self, job: Job, builder: Builder, race: Race, start: PrecisionPlan) -> None:
+    def __init__(
+        self, job: Job, builder: Builder, race: Race, start: PrecisionPlan, reporter: Reporter
+    ) -> None:
         self._job, self._builder, self._race, self._start = job, builder, race, start
+        self._reporter = reporter
+        self._seconds = job.options.search_time or SECONDS[job.options.effort]
+        self._units = units(job.prepared.sites)
+        self._session: GatedSession | None = None
+        self._problem: Problem | None = None
         self.costs: Costs | None = None
 
-    def propose(
-        self, known: list[Candidate], needed_db: float, reporter: Reporter
-    ) -> list[Candidate]:
+    @property
+    def problem(self) -> Problem:
+        """Sites, costs and sensitivities; measured when first asked for."""
+        if self._problem is None:
+            self._problem = self._measured()
+        return self._problem
+
+    def front(self) -> str | None:
+        """The Pareto front of predicted plans as JSON, None when no problem was measured."""
+        return None if self._problem is None else pareto_json(pareto(self._problem))
+
+    def predict(self, candidates: Sequence[Candidate]) -> list[Candidate]:
+        """The candidates with latencies from the costs alone: equal costs give equal choices."""
+        energy = Energy(self.problem)
+        base = self._float_ns()
+        found = []
+        for candidate in candidates:
+            plan = candidate.build.plan.by_origin()
+            labels = [
+                LABELS.index(plan[n.origin].precision) if n.origin in plan else 0
+                for n in self.problem.nodes
+            ]
+            ns = energy.total_ns(np.array(labels, np.int64))
+            found.append(replace(candidate, ms=ns / 1e6, speedup=base / ns))
+        return found
+
+    def propose(self, known: Sequence[Candidate], needed_db: float) -> list[Candidate]:
         """Plans beside those known, judged for accuracy and not yet timed."""
-        options = self._job.options
-        seconds = options.search_time or SECONDS[options.effort]
         best = max((c.sqnr_db for c in known if c.sqnr_db is not None), default=None)
-        if best is None or best > 40:
+        if best is None or best > ENOUGH_DB:
             return []
-        goals = [best + step for step in STEPS_DB]
-        if needed_db > best:
-            goals.insert(0, needed_db)
-        sites, prepared = self._job.prepared.sites, self._job.prepared
-        quantized, _ = self._builder.portable(full_plan(sites))
+        problem, session = self.problem, self._session
+        if session is None:  # gated in groups: no session is every plan, so none can be measured
+            return []
+        first = needed_db if needed_db > best else max(needed_db, best - STEPS_DB[0])
+        goals = [first, *(best + step for step in STEPS_DB)]
+        made: list[Candidate] = []
+        seen = {_key(c.build.plan) for c in known}
+        for count, goal in enumerate(goals):
+            trial, _ = solve_measured(
+                problem,
+                session.evaluate_plan,
+                10 ** (-goal / 10),
+                tries=5,
+                search_time=self._seconds / 2 / len(goals),
+            )
+            self._reporter.advance(count + 1, len(goals))
+            if trial is None or all(v == FLOAT for v in trial.point.labels.values()):
+                continue
+            sites = self._job.prepared.sites
+            plan = self._pinned(plan_of_labels(sites, self._units, problem, trial.point.labels))
+            if _key(plan) not in seen:
+                seen.add(_key(plan))
+                made.append(self._race.accuracy(f"cut for {goal:.0f} dB", plan))
+        return made
+
+    def _measured(self) -> Problem:
+        options, prepared = self._job.options, self._job.prepared
+        quantized, _ = self._builder.portable(full_plan(prepared.sites))
         found = measure_model(
             prepared.model,
             quantized,
@@ -59,42 +122,23 @@ class Proposer:
             self._race.feeds[:SAMPLES],
             threads=options.threads,
             memory_limit=options.memory_limit,
-            search_time=seconds / 2,
+            search_time=self._seconds / 2,
             custom_ops=options.custom_ops,
-            progress=reporter.advance,
+            progress=self._reporter.advance,
         )
-        session = found.session
-        if (
-            session is None
-        ):  # more groups than one: no session is every plan, so nothing is met as measured
-            return []
+        self._session = found.session
         self.costs = self._costs()
-        parts = units(sites)
-        problem = problem_from_graph(
-            parts,
-            self.costs.latencies([s.origin for s in sites]),
-            found.sensitivities.filled(parts),
+        return problem_from_graph(
+            self._units,
+            self.costs.latencies([s.origin for s in prepared.sites]),
+            found.sensitivities.filled(self._units),
             pins={c.origin: c.precision for c in self._start.layers if c.pinned},
         )
-        made: list[Candidate] = []
-        seen: set[tuple[str, ...]] = set()
-        for goal in goals:
-            trial, _ = solve_measured(
-                problem,
-                session.evaluate_plan,
-                10 ** (-goal / 10),
-                tries=5,
-                search_time=seconds / 2 / len(goals),
-            )
-            if trial is None:
-                continue
-            key = tuple(f"{k}={v}" for k, v in sorted(trial.point.labels.items()))
-            if key in seen or all(v == FLOAT for v in trial.point.labels.values()):
-                continue
-            seen.add(key)
-            plan = plan_of_labels(self._job.prepared.sites, parts, problem, trial.point.labels)
-            made.append(self._race.accuracy(f"cut for {goal:.0f} dB", self._pinned(plan)))
-        return made
+
+    def _float_ns(self) -> float:
+        if self.costs is None:
+            raise PassError("costs are read before they were measured")
+        return float(self.costs.totals_ns["float"])
 
     def _pinned(self, plan: PrecisionPlan) -> PrecisionPlan:
         pins = {c.origin: c.precision for c in self._start.layers if c.pinned}
@@ -130,3 +174,7 @@ class Proposer:
             budget_s=COST_SECONDS[options.effort],
             custom_ops=options.custom_ops,
         )
+
+
+def _key(plan: PrecisionPlan) -> tuple[str, ...]:
+    return tuple(layer.precision for layer in plan.layers)

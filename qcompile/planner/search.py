@@ -36,12 +36,14 @@ class Found:
         candidates: all that were looked at.
         how: how the first was chosen.
         costs: measured costs behind the proposals, None where none were needed.
+        pareto: the front of predicted plans as JSON, None where none was needed.
     """
 
     order: tuple[Candidate, ...]
     candidates: tuple[Candidate, ...]
     how: str
     costs: Costs | None = None
+    pareto: str | None = None
 
     def chosen(self, taken: Candidate) -> tuple[Candidate, ...]:
         """The candidates, with the one that the gate took marked."""
@@ -76,19 +78,18 @@ def search(
     for name, plan in _variants(job, start):
         candidates.append(race.accuracy(name, plan))
     reporter.advance(0.3, 1.0)
-    candidates = race.time(candidates)
-    if job.options.effort == "fast" and _ordered(candidates, job, strict=True):
-        order = _ordered(candidates, job)
-        return Found(order, tuple(candidates), _how(order[0], order))
-    proposer = Proposer(job, builder, race, start)
-    proposed = proposer.propose(candidates, needed_db(job), reporter)
-    if proposed:
-        candidates += race.time(proposed)
-    reporter.advance(1.0, 1.0)
+    proposer = Proposer(job, builder, race, start, reporter)
+    # With given costs nothing depends on a clock: the same costs give the same plan.
+    judged = race.time if job.options.costs is None else proposer.predict
+    candidates = judged(candidates)
+    if job.options.effort != "fast" or not _ordered(candidates, job, strict=True):
+        proposed = proposer.propose(candidates, needed_db(job))
+        candidates += judged(proposed) if proposed else []
     order = _ordered(candidates, job)
-    if not order:
-        return Found(tuple(candidates[:1]), tuple(candidates), "nothing that was tried can run")
-    return Found(order, tuple(candidates), _how(order[0], order), proposer.costs)
+    how = _how(order) if order else "nothing that was tried can run"
+    return Found(
+        order or tuple(candidates[:1]), tuple(candidates), how, proposer.costs, proposer.front()
+    )
 
 
 def needed_db(job: Job) -> float:
@@ -139,7 +140,7 @@ def _ordered(
     return tuple(first + rest)
 
 
-def _how(best: Candidate, order: Sequence[Candidate]) -> str:
+def _how(order: Sequence[Candidate]) -> str:
     if len(order) == 1:
-        return f"{best.name}: nothing else to choose from"
-    return f"{best.name}: the best of {len(order)} artifacts timed side by side"
+        return f"{order[0].name}: nothing else to choose from"
+    return f"{order[0].name}: the best of {len(order)} artifacts side by side"
