@@ -183,6 +183,15 @@ def test_an_overridable_weight_is_not_constant() -> None:
     assert "two activations" in classify(state)[0].reason
 
 
+def test_a_default_that_callers_may_override_has_no_range() -> None:
+    model = text_model(
+        "g (float[2,8] x, float[8,8] w) => (float[2,8] y) { y = MatMul (x, w) }", w=M
+    )
+    (found,) = classify(state_of(model, calibrate=False))
+    assert "callers may override" in found.reason
+    assert "--fix-weights" in found.reason
+
+
 def test_an_unknown_type_is_refused_unless_a_weight_tells_it() -> None:
     proto = text_model(
         "g (float[N,8] x) => (float[N,8] y) { a = Tanh (x)  m = MatMul (a, w)  y = Add (m, a) }",
