@@ -7,7 +7,7 @@ are alive at a time. Layers that do not fit together are served by further passe
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar, cast
@@ -123,6 +123,7 @@ class Gathering:
         model: the float model.
         feeds: the samples.
         work: a temporary folder.
+        held: indices of the samples that judge instead of teaching; None: every fourth.
         second: gather covariances, not means alone.
         seed: of the positions drawn.
         threads: inside operators; None is ONNX Runtime's choice.
@@ -132,6 +133,7 @@ class Gathering:
     model: oir.Model
     feeds: Sequence[Feed]
     work: Path
+    held: Collection[int] | None = None
     second: bool = True
     seed: int = 0
     threads: int | None = None
@@ -161,7 +163,7 @@ class Gathering:
         self, index: int, source: Source, store: GramStore, x: npt.NDArray[np.generic]
     ) -> None:
         total = len(self.feeds)
-        judges = held_back(total)
+        judges = held_back(total) if self.held is None else self.held
         rng = np.random.default_rng([self.seed, index, zlib.crc32(source.tensor.encode())])
         if index in judges or total == 1:
             size = HELD_BYTES // (4 * source.groups * source.width * max(1, len(judges)))
