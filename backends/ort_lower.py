@@ -35,7 +35,7 @@ from qcompile.backends.ort_rules_elementwise import (
 )
 from qcompile.backends.ort_rules_layout import lower_average_pool
 from qcompile.backends.ort_rules_passthrough import MOVES, hoist, lower_move
-from qcompile.backends.ort_scales import adopt_concat_scales, align_hard_activations
+from qcompile.backends.ort_scales import adopt_concat_scales, align_hard_activations, join_biases
 from qcompile.backends.ort_site import Edit, Lowering, Refused, Site, apply_edit
 from qcompile.ir.graph import constant, drop_unused, origin, replace_value
 from qcompile.ir.notes import Note
@@ -101,6 +101,7 @@ def lower_ort(
         planned = {layer.origin for layer in plan.layers if layer.precision != FLOAT}
     _cancel(lowering)
     fuse_silu(lowering)
+    join_biases(lowering)
     adopt_concat_scales(lowering)
     notes += align_hard_activations(lowering)
     _hoist(lowering)

@@ -127,6 +127,18 @@ def test_matmul_takes_the_bias_behind_it() -> None:
     assert result.model.graph.outputs[0].name == "y"
 
 
+def test_no_rounding_between_a_matmul_and_its_bias() -> None:
+    rest = """m = MatMul(xd, wd) mq = QuantizeLinear(m, sy, zy) md = DequantizeLinear(mq, sy, zy)
+      a = Add(md, bias) aq = QuantizeLinear(a, sy, zy) ad = DequantizeLinear(aq, sy, zy)
+      n = MatMul(ad, vd) y = Tanh(n)"""
+    text = matmul(rest).replace("wd = Deq", "vd = DequantizeLinear<axis=1>(v, sw, zw) wd = Deq")
+    text = text.replace("float sx", "int8[3,3] v = {1,2,3,4,5,6,7,8,9}, float sx")
+    result = lowered(parse(text), step=0.04)
+    assert ops(result.model) == [
+        "QuantizeLinear", "MatMulIntegerToFloat", "QuantizeLinear", "MatMulIntegerToFloat", "Tanh",
+    ]  # fmt: skip
+
+
 def test_matmul_of_two_activations() -> None:
     text = """
     agraph (float[2,3,4] x, float[2,4,3] z) => (float[2,3,3] y)
