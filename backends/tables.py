@@ -5,14 +5,18 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable
 
-from qcompile.backends.devices import Device, get_device
+from qcompile.backends.devices import get_device
 from qcompile.backends.tables_ort import ort_int8
+from qcompile.backends.tables_trt import tensorrt_int8
 from qcompile.ir.errors import TargetError
 from qcompile.ir.target import Target
 
 __all__ = ["get_target", "target_names"]
 
-_TARGETS: dict[str, Callable[[Device], Target]] = {"ort-int8": ort_int8}
+_TARGETS: dict[str, Callable[[str | None], Target]] = {
+    "ort-int8": lambda device: ort_int8(get_device(device)),
+    "tensorrt-int8": tensorrt_int8,
+}
 
 
 def target_names() -> tuple[str, ...]:
@@ -21,7 +25,7 @@ def target_names() -> tuple[str, ...]:
 
 
 def get_target(name: str, device: str | None = None) -> Target:
-    """The table of a target on a device ("native" or None: the CPU of this machine).
+    """The table of a target on a device ("native" or None: this machine's).
 
     Raises:
         TargetError: unknown target or device, with the nearest names.
@@ -30,4 +34,4 @@ def get_target(name: str, device: str | None = None) -> Target:
     if make is None:
         near = difflib.get_close_matches(name, _TARGETS, n=3, cutoff=0.3) or list(_TARGETS)
         raise TargetError(f"target '{name}' is unknown; nearest: {', '.join(near)}")
-    return make(get_device(device))
+    return make(device)

@@ -19,6 +19,7 @@ from qcompile.job import Job, gather, start_plan
 from qcompile.learned import find_learned
 from qcompile.options import Options, make_options
 from qcompile.planner.search import search
+from qcompile.portable_flow import compile_portable
 from qcompile.prepare import prepare
 from qcompile.range_choice import choose_ranges
 from qcompile.ranges import find_ranges
@@ -90,6 +91,8 @@ def compile_with(source: Any, options: Options, reporter: Reporter | None = None
         lock = locked(options, output, key)
         with stages("calibrate"):
             ranges = find_ranges(job, lock, stages.reporter.advance)
+        if target.portable:
+            return compile_portable(job, ranges, lock, key, stages, output, keep)
         with stages("learn"):
             plan = start_plan(job, ranges.chosen, lock)
             learned = find_learned(job, ranges.chosen, plan, lock, stages.reporter.advance, output)

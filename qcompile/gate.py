@@ -72,6 +72,7 @@ def judge(
     budget_s: float = 10.0,
     speed: bool = True,
     custom_ops: Path | None = None,
+    config: Mapping[str, str] | None = None,
     progress: Callable[[str, float], None] | None = None,
 ) -> GateResult:
     """Judge an artifact. A model that the runtime refuses is a verdict, not an exception.
@@ -91,6 +92,7 @@ def judge(
         budget_s: time for timing.
         speed: False skips timing (its check is then "skipped").
         custom_ops: library with custom operators.
+        config: session options under which the artifact's outputs are compared.
         progress: told the stage ("open", "compare", "score", "time") and the share of it done.
 
     Raises:
@@ -102,6 +104,7 @@ def judge(
         raise CalibrationError("no held-back samples to judge with; at least one is needed")
     limits = limits or Limits()
     gate = _Gate(Path(float_model), Path(artifact), feeds, limits, threads, custom_ops, progress)
+    gate.config = config
     gate.sizes()
     if gate.opens(extremes) and gate.interface():
         gate.accuracy(list(names) or [str(i) for i in range(len(feeds))], slices or {}, rollout)
@@ -143,6 +146,7 @@ class _Gate:
     float_bytes: int | None = None
     artifact_bytes: int | None = None
     loads: dict[str, LoadResult] = field(default_factory=dict)
+    config: Mapping[str, str] | None = None
 
     def sizes(self) -> None:
         self.float_bytes = model_bytes(self.float_model)
@@ -190,12 +194,12 @@ class _Gate:
 
     batched: bool = False
 
-    def _session(self, path: Path) -> Session:
-        return open_session(path, threads=self.threads, custom_ops=self.custom_ops)
+    def _session(self, path: Path, config: Mapping[str, str] | None = None) -> Session:
+        return open_session(path, threads=self.threads, custom_ops=self.custom_ops, config=config)
 
     def interface(self) -> bool:
         """Same names, types, ranks, and nothing frozen that float leaves free."""
-        self.artifact_session = self._session(self.artifact)
+        self.artifact_session = self._session(self.artifact, self.config)
         wrong = [
             *interface_faults("input", self.float_session.inputs, self.artifact_session.inputs),
             *interface_faults("output", self.float_session.outputs, self.artifact_session.outputs),

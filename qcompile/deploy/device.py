@@ -1,0 +1,323 @@
+"""Finish this artifact on the device: build, verify, time. Needs Python 3.8+, numpy and tensorrt.
+
+usage: device.py [--float FLOAT.onnx] [--fp16 FP16.onnx] [--seconds N] [--json device.json]
+                 [--workspace MIB] [--min-sqnr DB]
+
+Builds an engine of ../model.qdq.onnx, runs the stored samples, compares with what ONNX Runtime
+computed from the same graph, times it beside engines of the float and the half-precision model where
+they are given (or lie here as float.onnx and fp16.onnx), and writes the verdict of this device.
+Exit code: 0 delivered, 3 not delivered, 4 no TensorRT or no GPU.
+"""
+
+import argparse
+import ctypes
+import ctypes.util
+import json
+import platform
+import sys
+import time
+from pathlib import Path
+from typing import Any, Dict, List, Tuple
+
+import numpy as np
+
+HERE = Path(__file__).resolve().parent
+MODEL = HERE.parent / "model.qdq.onnx"
+
+
+def library() -> Any:
+    """TensorRT, or TensorRT for RTX where only that is installed."""
+    for name in ("tensorrt", "tensorrt_rtx"):
+        try:
+            found = __import__(name)
+        except (ImportError, OSError, RuntimeError):
+            continue
+        if hasattr(found, "Builder"):
+            return found
+    return None
+
+
+class Cuda:
+    """The few calls of the CUDA runtime that are needed, through ctypes."""
+
+    def __init__(self) -> None:
+        names = [ctypes.util.find_library("cudart"), "libcudart.so"]
+        names += ["libcudart.so.%d" % n for n in (13, 12, 11)]
+        names += sorted(map(str, Path("/usr/local").glob("cuda*/lib64/libcudart.so*")))
+        for base in sys.path:
+            names += map(str, Path(base).glob("nvidia/*/lib/libcudart.so*"))
+        names += ["cudart64_13.dll", "cudart64_12.dll", "cudart64_110.dll"]
+        self.api: Any = None
+        for name in names:
+            if not name:
+                continue
+            try:
+                self.api = ctypes.CDLL(name)
+                break
+            except OSError:
+                continue
+        if self.api is None:
+            raise OSError("the CUDA runtime (libcudart) was not found")
+        count = ctypes.c_int(0)
+        self.check(self.api.cudaGetDeviceCount(ctypes.byref(count)), "cudaGetDeviceCount")
+        if count.value < 1:
+            raise OSError("there is no GPU")
+
+    def check(self, code: int, what: str) -> None:
+        """Raise where a call failed."""
+        if code != 0:
+            raise OSError("%s failed with CUDA error %d" % (what, code))
+
+    def allocate(self, size: int) -> int:
+        """Device memory of so many bytes."""
+        pointer = ctypes.c_void_p()
+        size = max(size, 1)
+        self.check(self.api.cudaMalloc(ctypes.byref(pointer), ctypes.c_size_t(size)), "cudaMalloc")
+        return int(pointer.value or 0)
+
+    def free(self, pointer: int) -> None:
+        """Give memory back."""
+        self.check(self.api.cudaFree(ctypes.c_void_p(pointer)), "cudaFree")
+
+    def copy(self, to: int, source: int, size: int, kind: int) -> None:
+        """Copy bytes; kind 1 is to the device, 2 from it."""
+        self.check(
+            self.api.cudaMemcpy(
+                ctypes.c_void_p(to),
+                ctypes.c_void_p(source),
+                ctypes.c_size_t(size),
+                ctypes.c_int(kind),
+            ),
+            "cudaMemcpy",
+        )
+
+    def stream(self) -> int:
+        """A new stream."""
+        handle = ctypes.c_void_p()
+        self.check(self.api.cudaStreamCreate(ctypes.byref(handle)), "cudaStreamCreate")
+        return int(handle.value or 0)
+
+    def wait(self, stream: int) -> None:
+        """Wait for everything in a stream."""
+        self.check(self.api.cudaStreamSynchronize(ctypes.c_void_p(stream)), "cudaStreamSynchronize")
+
+
+def samples(name: str) -> List[Dict[str, Any]]:
+    """Stored arrays: sample number -> {tensor name: array}."""
+    with np.load(str(HERE / name)) as stored:
+        names = json.loads(bytes(stored["names"]).decode())
+        count = int(stored["count"])
+        return [{n: stored["%d_%d" % (i, j)] for j, n in enumerate(names)} for i in range(count)]
+
+
+def build(trt: Any, path: str, shapes: Dict[str, List[List[int]]], workspace: int) -> Any:
+    """An engine of an ONNX file for this GPU, strongly typed: the graph says every precision."""
+    logger = trt.Logger(trt.Logger.WARNING)
+    builder = trt.Builder(logger)
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = trt.OnnxParser(network, logger)
+    if not parser.parse_from_file(path):
+        errors = [str(parser.get_error(i)) for i in range(parser.num_errors)]
+        raise RuntimeError("TensorRT cannot parse %s: %s" % (path, "; ".join(errors)))
+    config = builder.create_builder_config()
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    if workspace:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, workspace << 20)
+    profile = builder.create_optimization_profile()
+    dynamic = False
+    for i in range(network.num_inputs):
+        tensor = network.get_input(i)
+        if any(d < 0 for d in tensor.shape):
+            dynamic = True
+            low, typical, high = (tuple(s) for s in shapes[tensor.name])
+            profile.set_shape(tensor.name, low, typical, high)
+    if dynamic:
+        config.add_optimization_profile(profile)
+    plan = builder.build_serialized_network(network, config)
+    if plan is None:
+        raise RuntimeError("TensorRT cannot build %s; its messages are above" % path)
+    data = bytes(plan)
+    runtime = trt.Runtime(logger)
+    return runtime, runtime.deserialize_cuda_engine(data), data
+
+
+class Engine:
+    """An engine with buffers for one feed."""
+
+    def __init__(self, trt: Any, cuda: Cuda, built: Any) -> None:
+        self.trt, self.cuda = trt, cuda
+        self.runtime, self.engine, self.data = built
+        self.context = self.engine.create_execution_context()
+        self.stream = cuda.stream()
+        self.held: Dict[str, Tuple[int, int]] = {}
+
+    def names(self, inputs: bool) -> List[str]:
+        """Names of inputs or outputs."""
+        mode = self.trt.TensorIOMode.INPUT if inputs else self.trt.TensorIOMode.OUTPUT
+        all_names = [self.engine.get_tensor_name(i) for i in range(self.engine.num_io_tensors)]
+        return [n for n in all_names if self.engine.get_tensor_mode(n) == mode]
+
+    def _buffer(self, name: str, size: int) -> int:
+        pointer, have = self.held.get(name, (0, -1))
+        if size > have:
+            if pointer:
+                self.cuda.free(pointer)
+            pointer = self.cuda.allocate(size)
+            self.held[name] = (pointer, size)
+        self.context.set_tensor_address(name, pointer)
+        return pointer
+
+    def feed(self, arrays: Dict[str, Any]) -> None:
+        """Copy inputs to the device and prepare the outputs."""
+        for name in self.names(True):
+            wanted = np.dtype(self.trt.nptype(self.engine.get_tensor_dtype(name)))
+            array = np.ascontiguousarray(arrays[name], dtype=wanted)
+            self.context.set_input_shape(name, tuple(array.shape))
+            pointer = self._buffer(name, array.nbytes)
+            self.cuda.copy(pointer, array.ctypes.data, array.nbytes, 1)
+        self.outputs: Dict[str, Any] = {}
+        for name in self.names(False):
+            shape = tuple(self.context.get_tensor_shape(name))
+            if any(d < 0 for d in shape):
+                raise RuntimeError("output %s has a shape that depends on data" % name)
+            dtype = self.trt.nptype(self.engine.get_tensor_dtype(name))
+            self.outputs[name] = np.empty(shape, dtype)
+            self._buffer(name, self.outputs[name].nbytes)
+
+    def execute(self) -> None:
+        """Run once and wait."""
+        if not self.context.execute_async_v3(self.stream):
+            raise RuntimeError("the engine could not be executed; TensorRT's messages are above")
+        self.cuda.wait(self.stream)
+
+    def run(self, arrays: Dict[str, Any]) -> Dict[str, Any]:
+        """Outputs for one feed."""
+        self.feed(arrays)
+        self.execute()
+        for name, array in self.outputs.items():
+            self.cuda.copy(array.ctypes.data, self.held[name][0], array.nbytes, 2)
+        return {name: array.copy() for name, array in self.outputs.items()}
+
+
+def sqnr(reference: List[Dict[str, Any]], outputs: List[Dict[str, Any]]) -> float:
+    """Least SQNR in dB over the float outputs of all samples; NaN counts as nothing in common."""
+    worst = float("inf")
+    for name in reference[0]:
+        if reference[0][name].dtype.kind != "f" or name not in outputs[0]:
+            continue
+        signal = noise = 0.0
+        for wanted, got in zip(reference, outputs):
+            real = wanted[name].astype(np.float64)
+            signal += float((real**2).sum())
+            noise += float(((real - got[name].astype(np.float64)) ** 2).sum())
+        if not np.isfinite(noise):
+            return -200.0
+        if signal > 0 and noise > 0:
+            worst = min(worst, 10 * float(np.log10(signal / noise)))
+    return worst
+
+
+def interleaved(engines: Dict[str, Engine], seconds: float) -> Dict[str, float]:
+    """Median milliseconds of each engine, run in turn, without copies to and from the device."""
+    times: Dict[str, List[float]] = {name: [] for name in engines}
+    for engine in engines.values():
+        for _ in range(10):
+            engine.execute()
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end or len(next(iter(times.values()))) < 20:
+        for name, engine in engines.items():
+            engine.execute()
+            start = time.perf_counter()
+            engine.execute()
+            times[name].append((time.perf_counter() - start) * 1e3)
+    return {name: float(np.median(t)) for name, t in times.items()}
+
+
+def realised(trt: Any, engine: Any) -> Dict[str, int]:
+    """Kernels of the engine by the type of what they read, as the inspector tells."""
+    inspector = engine.create_engine_inspector()
+    text = inspector.get_engine_information(trt.LayerInformationFormat.JSON)
+    counts: Dict[str, int] = {}
+    for layer in json.loads(text).get("Layers", []):
+        if not isinstance(layer, dict):
+            continue
+        kinds = {str(t.get("Format/Datatype", "")) for t in layer.get("Inputs", [])}
+        kind = "int8" if any("Int8" in k or "INT8" in k for k in kinds) else "other"
+        counts[kind] = counts.get(kind, 0) + 1
+    return counts
+
+
+def finish(args: Any, trt: Any, cuda: Cuda) -> int:
+    """Build, compare, time, write; the exit code."""
+    spec = json.loads((HERE / "device_spec.json").read_text(encoding="utf-8"))
+    feeds, stored, exact = (samples(n + ".npz") for n in ("sample_in", "sample_out", "float_out"))
+    limit = spec["min_sqnr"] if args.min_sqnr is None else args.min_sqnr
+    built = build(trt, str(MODEL), spec["shapes"], args.workspace)
+    (HERE.parent / "model.engine").write_bytes(built[2])
+    engines = {"int8": Engine(trt, cuda, built)}
+    outputs = [engines["int8"].run(feed) for feed in feeds]
+    agreement, accuracy = sqnr(stored, outputs), sqnr(exact, outputs)
+    print("agrees with the Q/DQ graph in ONNX Runtime to %.1f dB" % agreement)
+    print("agrees with the float model to %.1f dB (%.1f dB needed)" % (accuracy, limit))
+    for name, path in (("fp16", args.fp16), ("float", args.original)):
+        if Path(path).is_file():
+            engines[name] = Engine(trt, cuda, build(trt, path, spec["shapes"], args.workspace))
+    for engine in engines.values():
+        engine.feed(feeds[0])
+    times = interleaved(engines, args.seconds)
+    for name, ms in times.items():
+        print("%s: %.3f ms p50" % (name, ms))
+    base = "fp16" if "fp16" in times else "float" if "float" in times else ""
+    ratio = times[base] / times["int8"] if base else None
+    good = accuracy >= limit and (ratio is None or ratio >= spec["min_speedup"])
+    word = "not delivered" if not good else "delivered" if base else "not measured"
+    verdict = {
+        "verdict": word,
+        "accuracy_db": accuracy if np.isfinite(accuracy) else None,
+        "agreement_db": agreement if np.isfinite(agreement) else None,
+        "min_sqnr": limit,
+        "p50_ms": times,
+        "speedup": ratio,
+        "baseline": base,
+        "kernels": realised(trt, engines["int8"].engine),
+        "tensorrt": str(trt.__version__),
+        "library": trt.__name__,
+        "machine": platform.machine(),
+        "model": spec["model"],
+    }
+    Path(args.result).write_text(json.dumps(verdict, indent=1) + "\n", encoding="utf-8")
+    figures = "" if ratio is None else ": %.2fx the speed of %s on this GPU" % (ratio, base)
+    print(word.upper() + figures)
+    return 0 if good else 3
+
+
+def main() -> int:
+    """Read the arguments and find library and GPU."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--float", dest="original", default=str(HERE / "float.onnx"))
+    parser.add_argument("--fp16", default=str(HERE / "fp16.onnx"))
+    parser.add_argument("--seconds", type=float, default=5.0)
+    parser.add_argument("--workspace", type=int, default=0, help="MiB; 0 leaves TensorRT's choice")
+    parser.add_argument("--min-sqnr", type=float, default=None)
+    parser.add_argument("--json", dest="result", default="device.json")
+    args = parser.parse_args()
+    trt = library()
+    if trt is None:
+        print("no TensorRT here: install tensorrt or tensorrt_rtx", file=sys.stderr)
+        return 4
+    try:
+        cuda = Cuda()
+    except OSError as e:
+        print("no usable GPU here: %s" % e, file=sys.stderr)
+        return 4
+    try:
+        return finish(args, trt, cuda)
+    except RuntimeError as e:
+        print("NOT DELIVERED: %s" % e, file=sys.stderr)
+        return 3
+
+
+if __name__ == "__main__":
+    sys.exit(main())

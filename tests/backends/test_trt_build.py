@@ -1,0 +1,91 @@
+"""Engines built ahead of time, without a GPU, by TensorRT for RTX."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from qcompile.backends.tables_trt import tensorrt_int8
+from qcompile.backends.trt import build_engine
+from qcompile.backends.trt_layers import realised_precision
+from qcompile.backends.trt_library import Library, find_library
+from qcompile.ir.errors import TargetError
+from qcompile.planner.default import default_plan
+from tests.passes.qdq_models import insert, state_of, text_model
+
+LIBRARY = find_library(ahead_of_time=True)
+pytestmark = pytest.mark.skipif(LIBRARY is None, reason="tensorrt-rtx is not installed")
+RNG = np.random.default_rng(1)
+
+
+def _library() -> Library:
+    assert LIBRARY is not None
+    return LIBRARY
+
+
+def _saved(proto: onnx.ModelProto, folder: Path) -> Path:
+    path = folder / "m.onnx"
+    onnx.save(proto, path)
+    return path
+
+
+def _weight(*shape: int) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+    return (RNG.standard_normal(shape) * 0.2).astype(np.float32)
+
+
+@pytest.mark.parametrize("capability", ["SM80", "SM89", "SM120"])
+def test_what_the_table_calls_int8_is_realised_so(tmp_path: Path, capability: str) -> None:
+    proto = text_model(
+        """g (float[1, 16, 16, 16] x) => (float[1, 16, 32] y) {
+            a = Conv <pads = [1, 1, 1, 1]> (x, w1)
+            r = Relu (a)
+            b = Conv <pads = [1, 1, 1, 1]> (r, w2, bias)
+            s = Add (b, r)
+            f = Reshape (s, shape)
+            y = MatMul (f, m)
+        }""",
+        w1=_weight(16, 16, 3, 3),
+        w2=_weight(16, 16, 3, 3),
+        bias=_weight(16),
+        m=_weight(256, 32),
+        shape=np.asarray([1, 16, 256], np.int64),
+    )
+    state = state_of(proto, tensorrt_int8("sm80"))
+    state.plan = default_plan(state)
+    path = _saved(insert(state), tmp_path)
+    built = build_engine(path, _library(), {}, capability)
+    found = {n: realised_precision(built.layers, n) for n in ("n_a", "n_b", "n_y")}
+    assert found == {"n_a": "int8", "n_b": "int8", "n_y": "int8"}
+    assert built.engine
+    assert built.capability == capability
+
+
+def test_a_dynamic_input_needs_a_profile_and_takes_one(tmp_path: Path) -> None:
+    path = _saved(
+        text_model(
+            "g (float[n, 16] x) => (float[n, 16] y) { y = MatMul (x, w) }", w=_weight(16, 16)
+        ),
+        tmp_path,
+    )
+    with pytest.raises(
+        TargetError, match=r"input 'x' has the dynamic shape \(-1, 16\) and no profile"
+    ):
+        build_engine(path, _library(), {}, "SM89")
+    shapes = {"x": ((1, 16), (4, 16), (8, 16))}
+    assert build_engine(path, _library(), shapes, "SM89").layers
+
+
+def test_what_the_parser_refuses_names_the_node(tmp_path: Path) -> None:
+    proto = text_model(
+        """g (float[4] x) => (float[4] y) {
+            q = QuantizeLinear (x, s, z)
+            y = DequantizeLinear (q, s, z)
+        }""",
+        s=np.asarray(0.1, np.float32),
+        z=np.asarray(3, np.int8),
+    )
+    with pytest.raises(TargetError, match="cannot parse: node 'n_q'"):
+        build_engine(_saved(proto, tmp_path), _library(), {}, "SM89")

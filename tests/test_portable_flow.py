@@ -1,0 +1,116 @@
+"""Targets whose runtime is not here: the first stage succeeds, and the device can finish it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+import qcompile
+from qcompile.engine_check import EngineCheck, shape_profile
+from qcompile.ir.plan import FLOAT, INT8, LayerChoice, PrecisionPlan
+from qcompile.planner.by_groups import accurate_plan
+
+MODEL = Path(__file__).parent.parent / "models" / "fmnist_cnn.onnx"
+
+
+@pytest.fixture(scope="module")
+def feeds() -> list[dict[str, Any]]:
+    graph = onnx.load(MODEL).graph
+    name = graph.input[0].name
+    shape = [d.dim_value or 1 for d in graph.input[0].type.tensor_type.shape.dim]
+    rng = np.random.default_rng(0)
+    return [{name: rng.random(shape, np.float32)} for _ in range(12)]
+
+
+@pytest.fixture(scope="module")
+def result(feeds: list[dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> Any:
+    folder = tmp_path_factory.mktemp("trt")
+    return qcompile.compile(
+        MODEL, target="tensorrt-int8", calibration=feeds, output=folder / "a", threads=1
+    )
+
+
+def test_without_a_device_the_verdict_is_not_measured_and_no_failure(result: Any) -> None:
+    assert result.verdict == "not measured"
+    assert result.exit_code == 0
+    assert result.headlines()[0].startswith("NOT MEASURED: no GPU with TensorRT here; SQNR")
+    assert result.report.sqnr_db > 10
+    assert result.report.speedup is None
+
+
+def test_the_artifact_holds_what_the_device_needs(result: Any) -> None:
+    names = {p.relative_to(result.path).as_posix() for p in result.path.rglob("*") if p.is_file()}
+    assert names >= {"model.qdq.onnx", "plan.json", "qcompile.lock", "manifest.json", "report.json"}
+    deploy = {p.name for p in (result.path / "deploy").iterdir()}
+    assert deploy >= {"device.py", "device_spec.json", "trtexec.txt", "float.onnx"}
+    assert deploy >= {"sample_in.npz", "sample_out.npz", "float_out.npz"}
+    line = (result.path / "deploy" / "trtexec.txt").read_text()
+    assert line.startswith("trtexec --onnx=model.qdq.onnx --stronglyTyped")
+    model = onnx.load(result.path / "model.qdq.onnx")
+    onnx.checker.check_model(model, full_check=True)
+    spec = json.loads((result.path / "deploy" / "device_spec.json").read_text())
+    assert set(spec["shapes"]) == {i.name for i in model.graph.input}
+
+
+def test_the_script_says_in_one_line_that_the_library_or_gpu_is_missing(result: Any) -> None:
+    script = result.path / "deploy" / "device.py"
+    run = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False)
+    assert run.returncode == 4
+    assert run.stderr.startswith(("no TensorRT here", "no usable GPU here"))
+    assert "Traceback" not in run.stderr
+
+
+def test_a_required_measurement_that_is_missing_is_exit_4(
+    feeds: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    result = qcompile.compile(
+        MODEL,
+        target="tensorrt-int8",
+        calibration=feeds,
+        output=tmp_path / "a",
+        require=("measured",),
+        threads=1,
+    )
+    assert result.exit_code == 4
+    assert (result.path / "rejected" / "model.qdq.onnx").is_file()
+
+
+def test_profiles_span_the_shapes_of_the_samples() -> None:
+    shapes = [{"x": (1, 3, 32)}, {"x": (1, 3, 64)}, {"x": (1, 3, 64)}, {"x": (1, 3, 96)}]
+    assert shape_profile(shapes) == {"x": ((1, 3, 32), (1, 3, 64), (1, 3, 96))}
+
+
+def test_the_groups_that_hurt_most_leave_first() -> None:
+    names = [f"l{i}" for i in range(16)]
+    start = PrecisionPlan(tuple(LayerChoice(n, "Conv", INT8, "") for n in names))
+
+    def measure(plan: PrecisionPlan) -> float:
+        return 3.0 if plan.precision("l5") == INT8 else 25.0
+
+    tried = accurate_plan(start, frozenset(names), 11.0, measure)
+    assert [t.sqnr_db for t in tried] == [3.0, 25.0]
+    left = [c.origin for c in tried[-1].plan.layers if c.precision == FLOAT]
+    assert left == ["l4", "l5"]
+    assert len(accurate_plan(start, frozenset(names), 2.0, measure)) == 1
+
+
+def test_a_plan_that_never_suffices_is_the_best_that_was_found() -> None:
+    start = PrecisionPlan((LayerChoice("a", "Conv", INT8, ""), LayerChoice("b", "Conv", INT8, "")))
+    found = {2: 1.0, 1: 5.0, 0: 4.0}
+
+    def measure(plan: PrecisionPlan) -> float:
+        return found[sum(c.precision == INT8 for c in plan.layers)]
+
+    tried = accurate_plan(start, frozenset({"a", "b"}), 50.0, measure)
+    assert tried[-1].sqnr_db == 5.0
+
+
+def test_an_engine_check_without_a_library_knows_nothing() -> None:
+    assert EngineCheck(None, "", {}, {}, {}, "note").realised == {}
