@@ -4,6 +4,7 @@
         [--rounds 3] [--json out.json]
 
 Plain inference is the user's model with all optimizations, the same threads and the same samples.
+Both are timed from opening the session to the last sample; calibration until the ranges are chosen.
 Every figure is taken in a process of its own that ends afterwards; times are medians over rounds in
 which the kinds take turns. Peak memory is that of the whole process, Python and the model included.
 """
@@ -62,7 +63,7 @@ class PeakMemory(threading.Thread):
 
 
 def work(kind: str, model: Path, data: Path, samples: int, threads: int) -> dict[str, float]:
-    """Seconds of the run alone (no model loading but what calibration itself loads), and the peak."""
+    """Seconds of the run alone, and the peak memory of this process during it."""
     from qcompile.backends.ort import open_session
     from qcompile.backends.tables import get_target
     from qcompile.calibrate import calibrate
@@ -73,9 +74,9 @@ def work(kind: str, model: Path, data: Path, samples: int, threads: int) -> dict
     feeds = Samples(data, samples)
     memory = PeakMemory()
     if kind == "plain":
-        session = open_session(model, threads=threads)
         memory.start()
         start = time.perf_counter()
+        session = open_session(model, threads=threads)
         for feed in feeds:
             session.run(feed)
         seconds = time.perf_counter() - start
@@ -162,8 +163,8 @@ def main() -> int:
     args = parser.parse_args()
     print("| model | kind | samples | threads | seconds | x plain | peak MB |")
     print("|---|---|---|---|---|---|---|")
-    counts, threads = ([int(n) for n in text.split(",")] for text in (args.samples, args.threads))
-    rows = measure(args.model, args.data, counts, threads, args.rounds)
+    counts, cores = ([int(n) for n in text.split(",")] for text in (args.samples, args.threads))
+    rows = measure(args.model, args.data, counts, cores, args.rounds)
     if args.json is not None:
         args.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8", newline="\n")
     return 0
