@@ -109,7 +109,7 @@ def join_biases(lowering: Lowering) -> None:
     MatMulIntegerToFloat and Quantize take the time of QLinearMatMul alone; a QLinearAdd and a
     rounding are saved.
     """
-    for node in lowering.model.graph:
+    for node in list(lowering.model.graph):
         if node.op_type != "Add" or node.domain != "":
             continue
         for index, value in enumerate(node.inputs):
@@ -124,6 +124,8 @@ def join_biases(lowering: Lowering) -> None:
             alone = len(pair.readers()) == 1 and single_consumer(product) is pair.quantize
             if matmul.op_type == "MatMul" and alone and bias is not None and bias.ndim == 1:
                 node.replace_input_with(index, product)
+                gone = [use.node for use in pair.tensor.q.uses()]
+                lowering.model.graph.remove([*gone, pair.quantize], safe=True)
                 break
 
 
