@@ -20,6 +20,7 @@ from qcompile.ir.target import Target
 from qcompile.ir.weights import IntegerWeight
 from qcompile.passes.correct_bias import CorrectBias
 from qcompile.passes.insert_qdq import InsertQDQ
+from qcompile.passes.prepare import runtime_passes
 
 __all__ = ["Build", "Builder"]
 
@@ -93,6 +94,8 @@ class Builder:
 
     def _build(self, plan: PrecisionPlan, path: Path) -> Build:
         portable, records = self.portable(plan)
-        lowered = lower_ort(portable, plan, weight_bits=self.target.weight.bits or 8)
+        spelled = CompileState(portable.clone(), self.target)
+        PassManager(runtime_passes(), self.disabled).run(spelled)
+        lowered = lower_ort(spelled.model, plan, weight_bits=self.target.weight.bits or 8)
         save_model(lowered.model, path)
         return Build(plan, portable, lowered.model, path, records, lowered.notes)

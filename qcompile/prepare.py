@@ -68,7 +68,9 @@ def prepare(source: Any, target: Target, options: Options) -> Prepared:
     inputs = input_specs(model)
     model, notes = _upgraded(model, target, options)
     state = CompileState(model, target)
-    manager = PassManager(prepare_passes(), frozenset(options.disable))
+    manager = PassManager(
+        prepare_passes(contrib=target.backend == "ort"), frozenset(options.disable)
+    )
     manager.run(state)
     notes += state.notes
     return Prepared(
