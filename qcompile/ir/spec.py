@@ -5,7 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["INTEGER_BITS", "PER_TENSOR", "Granularity", "QDType", "QuantSpec", "per_axis", "per_block"]
+__all__ = [
+    "INTEGER_BITS",
+    "PER_TENSOR",
+    "Granularity",
+    "QDType",
+    "QuantSpec",
+    "per_axis",
+    "per_block",
+]
 
 QDType = Literal["uint8", "int8", "uint16", "int16", "uint4", "int4", "int32"]
 
