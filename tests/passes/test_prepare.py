@@ -64,7 +64,12 @@ def test_a_block_of_pp_ocr(opset: int, swish: list[str]) -> None:
     """Two learned scales, a HardSwish and a gate: 19 nodes become 12, one Add stays (the gate's)."""
     after = check_passes(block(opset), prepare_passes(), ["Conv", *swish, "Add", *GATE])
     conv = next(iter(after.graph))
-    assert [one.split("_")[0] for one in origins(conv)] == ["Conv", "BatchNormalization", "Mul", "Add"]
+    assert [one.split("_")[0] for one in origins(conv)] == [
+        "Conv",
+        "BatchNormalization",
+        "Mul",
+        "Add",
+    ]
 
 
 def test_real_models_stay_equal(fmnist_model: Path, fmnist_calibration: np.ndarray) -> None:
