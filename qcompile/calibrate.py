@@ -113,7 +113,8 @@ def calibrate(
     names = getattr(feeds, "names", None)
     total = len(feeds) if isinstance(feeds, Sized) else None
     earlier: dict[int, dict[str, TensorStore]] = {}
-    with tempfile.TemporaryDirectory(prefix="qcompile-") as folder:
+    # what a session still maps cannot be removed on Windows; that is no reason to fail
+    with tempfile.TemporaryDirectory(prefix="qcompile-", ignore_cleanup_errors=True) as folder:
         run = _Run(model, ordered, result.sampled, seed)
         run.open(Path(folder), threads, custom_ops)
         for index, feed in enumerate(feeds):

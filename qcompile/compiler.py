@@ -77,7 +77,8 @@ def compile_with(source: Any, options: Options, reporter: Reporter | None = None
     target = get_target(options.target, options.device)
     keep, output = _output(source, options)
     writable(output, options.force)
-    with tempfile.TemporaryDirectory(prefix="qcompile-") as scratch:
+    # what a session still maps cannot be removed on Windows; that is no reason to fail
+    with tempfile.TemporaryDirectory(prefix="qcompile-", ignore_cleanup_errors=True) as scratch:
         work = Path(scratch)
         with stages("load and prepare"):
             prepared = prepare(source, target, options)
@@ -126,7 +127,7 @@ def _output(source: Any, options: Options) -> tuple[object, Path]:
     if isinstance(source, (str, Path)):
         path = Path(source)
         return None, path.with_name(f"{path.stem}.{options.target}")
-    held = tempfile.TemporaryDirectory(prefix="qcompile-artifact-")
+    held = tempfile.TemporaryDirectory(prefix="qcompile-artifact-", ignore_cleanup_errors=True)
     return held, Path(held.name) / options.target
 
 

@@ -11,6 +11,8 @@ from typing import Any
 import psutil
 from archspec.cpu import host
 
+from qcompile.backends.devices import detect
+
 __all__ = ["describe_machine", "describe_versions"]
 
 _PACKAGES = ("qcompile", "onnxruntime", "onnxruntime-gpu", "onnx", "onnx-ir", "numpy")
@@ -25,9 +27,8 @@ def describe_machine() -> dict[str, Any]:
         "machine": platform.machine(),
         "cpu": cpu.name,
         "vendor": cpu.vendor,
-        "features": sorted(
-            f for f in cpu.features if f.startswith(("avx", "amx", "asimd", "i8mm"))
-        ),
+        # not those of cpu, which are its nearest known relative's: a virtual machine may differ
+        "features": list(detect().features),
         "cores": cores,
         "memory_bytes": psutil.virtual_memory().total,
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import io
 import sys
 import traceback
 from collections.abc import Sequence
@@ -79,6 +80,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         3 gate not met, 4 hardware or runtime missing, 130 interrupted.
     """
     args = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # names of tensors are any text, and not every console or pipe can show it
+            stream.reconfigure(errors="backslashreplace")
     debug = "--debug" in args
     if debug:
         args = ["--debug"] + [a for a in args if a != "--debug"]

@@ -304,7 +304,7 @@ def _open_iterable(source: object, specs: tuple[InputSpec, ...], description: st
     if isinstance(produced, Mapping):
         produced = [produced]
     notes: dict[str, None] = {}
-    held = tempfile.TemporaryDirectory(prefix="qcompile-feeds-")
+    held = tempfile.TemporaryDirectory(prefix="qcompile-feeds-", ignore_cleanup_errors=True)
     folder = Path(held.name)
     count = 0
     for item in produced:
