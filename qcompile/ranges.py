@@ -61,6 +61,8 @@ def find_ranges(
         progress=progress,
         custom_ops=options.custom_ops,
     )
+    found.model_sha256 = job.prepared.loaded.sha256
+    found.data_sha256 = data.sha256
     kept, gate = len(data.calibration), len(data.held)
     text = f"{data.calibration.description}; {kept} calibrate, {gate} held back for the gate"
     return Ranges(found.ranges(), found, text, found.findings())

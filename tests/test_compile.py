@@ -128,6 +128,21 @@ def test_a_given_plan_is_followed(
     assert (result.path / "model.onnx").read_bytes() == (built.path / "model.onnx").read_bytes()
 
 
+def test_ranges_are_reused_for_the_same_model_and_data_only(
+    dwcnn: Path, model_path: Any, feeds: list[Feed], built: Any, tmp_path: Path
+) -> None:
+    ranges = built.path / "ranges.npz"
+    result = qcompile.compile(
+        dwcnn, calibration=feeds, ranges=ranges, output=tmp_path / "o", **QUICK
+    )
+    assert "reused" in result.report.data["calibration"]["description"]
+    assert (result.path / "model.onnx").read_bytes() == (built.path / "model.onnx").read_bytes()
+    with pytest.raises(qcompile.QCompileError, match="another model"):
+        qcompile.compile(model_path("fmnist_cnn"), calibration=feeds, ranges=ranges, **QUICK)
+    with pytest.raises(qcompile.QCompileError, match="data"):
+        qcompile.compile(dwcnn, calibration=feeds[:8], ranges=ranges, **QUICK)
+
+
 def test_a_limit_that_cannot_be_met_is_not_delivered(
     dwcnn: Path, feeds: list[Feed], tmp_path: Path
 ) -> None:
