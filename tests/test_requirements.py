@@ -22,9 +22,9 @@ from qcompile.verdict import INCONCLUSIVE, Check, GateResult, conclude, not_meas
 
 Feeds = list[dict[str, npt.NDArray[np.float32]]]
 
-DONE = {"origin": "a", "requested": INT8, "realised": INT8}
-MISSED = {"origin": "b", "requested": INT8, "realised": FLOAT}
-LEFT = {"origin": "c", "requested": FLOAT, "realised": FLOAT}
+DONE = {"origin": "a", "compute": True, "macs": 1, "requested": INT8, "realised": INT8}
+MISSED = {"origin": "b", "compute": True, "macs": 1, "requested": INT8, "realised": FLOAT}
+LEFT = {"origin": "c", "compute": True, "macs": 1, "requested": FLOAT, "realised": FLOAT}
 
 PASSED = conclude([Check("opens", "pass", "it opens")])
 VAGUE = conclude([Check("speed", "inconclusive", "1.0x the speed of float")])
@@ -56,7 +56,7 @@ def test_realised() -> None:
     for options in ({"require": "realised"}, {"strict": True}):
         refused = settled(PASSED, [DONE, MISSED], **options)
         assert refused.exit_code == 3
-        assert "1 layers are not realised" in refused.headline
+        assert "not realised as requested" in refused.headline
 
 
 def test_conclusive() -> None:
