@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from qcompile.backends.devices import get_device
 from qcompile.backends.tables_ort import ort_int8
-from qcompile.backends.tables_trt import tensorrt_int8
+from qcompile.backends.tables_trt import tensorrt_fp16, tensorrt_int8
 from qcompile.ir.errors import TargetError
 from qcompile.ir.target import Target
 
@@ -16,6 +16,7 @@ __all__ = ["get_target", "target_names"]
 _TARGETS: dict[str, Callable[[str | None], Target]] = {
     "ort-int8": lambda device: ort_int8(get_device(device)),
     "tensorrt-int8": tensorrt_int8,
+    "tensorrt-fp16": tensorrt_fp16,
 }
 
 

@@ -7,11 +7,14 @@ ahead-of-time build with TensorRT for RTX 1.7: built, not run.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from qcompile.backends.devices_gpu import Gpu, get_gpu
+from qcompile.ir.errors import TargetError
 from qcompile.ir.spec import QuantSpec
 from qcompile.ir.target import OpSupport, Target
 
-__all__ = ["tensorrt_int8"]
+__all__ = ["tensorrt_fp16", "tensorrt_int8"]
 
 _MODEL_OPTIMIZER = "channel limits as NVIDIA's Model-Optimizer 0.40 has them"
 
@@ -45,31 +48,53 @@ _LEFT_FLOAT = {
     "RNN": "TensorRT runs it in float",
     "Einsum": "no INT8 kernel (write it as a MatMul)",
 }
-_TOO_OLD = "no INT8 kernel of TensorRT for this GPU (SM75: Conv falls back to float, MatMul fails)"
 
 
 def tensorrt_int8(device: str | None) -> Target:
-    """Symmetric INT8: activations per tensor, weights per output channel, zero points 0, float biases."""
+    """Symmetric INT8: activations per tensor, weights per output channel, zero points 0, float biases.
+
+    Raises:
+        TargetError: unknown device, or one without INT8 kernels.
+    """
     gpu = get_gpu(device)
-    ops = {row.op_type: row for row in _PRODUCTS} if gpu.int8_products else {}
-    left = dict(_LEFT_FLOAT)
     if not gpu.int8_products:
-        left |= dict.fromkeys(("Conv", "MatMul", "Gemm"), _TOO_OLD)
+        raise TargetError(
+            f"TensorRT has no INT8 kernels for {gpu.name} (Conv falls back to float without a word, "
+            "MatMul fails); use --target tensorrt-fp16, or name another --device"
+        )
     return Target(
         name="tensorrt-int8",
         backend="trt",
         device=gpu.name,
         activation=QuantSpec("int8", symmetric=True),
         weight=QuantSpec("int8", symmetric=True, narrow=True),
-        ops=ops,
-        left_float=left,
+        ops={row.op_type: row for row in _PRODUCTS},
+        left_float=_LEFT_FLOAT,
         qdq_opset=13,
         notes=(_note(gpu),),
         features=(f"sm{gpu.capability}",),
         # As integers with a DQ, a MatMul whose result is split (q, k, v of attention) runs in float:
         # RTX folds the DQ into the slices of the weight.
         float_constants=True,
+        half_rest=True,
+        opset=19,  # the first whose Q and DQ take float16 scales
         portable=True,
+    )
+
+
+def tensorrt_fp16(device: str | None) -> Target:
+    """Everything in float16 whose values fit; no integers."""
+    gpu = get_gpu(device)
+    table = tensorrt_int8("sm80")
+    left = dict.fromkeys(("Conv", "MatMul", "Gemm", *table.left_float), "the target is float16")
+    return replace(
+        table,
+        name="tensorrt-fp16",
+        device=gpu.name,
+        ops={},
+        left_float=left,
+        notes=(_note(gpu),),
+        features=(f"sm{gpu.capability}",),
     )
 
 

@@ -59,6 +59,7 @@ class Options:
         allow_random: let random calibration data count as delivered, with a warning.
         custom_ops: a library with custom operators.
         fix_weights: take weights that are also graph inputs (overridable defaults) as constants.
+        rest: type of what stays float, "fp16" or "fp32"; None = as the target has it.
         opset: pin the default-domain opset of the result.
         min_ort: oldest ONNX Runtime that must open the result ("1.17").
         costs: a costs.json to use instead of measuring.
@@ -100,6 +101,7 @@ class Options:
     allow_random: bool = False
     custom_ops: Path | None = None
     fix_weights: bool = False
+    rest: str | None = None
     opset: int | None = None
     min_ort: str | None = None
     costs: Path | None = None
@@ -127,6 +129,7 @@ _CHOICES: dict[str, Sequence[str]] = {
     "effort": EFFORTS,
     "method": METHODS,
     "metric_direction": ("max", "min"),
+    "rest": ("fp16", "fp32"),
 }
 
 

@@ -45,11 +45,12 @@ def settle(gate: GateResult, job: Job, layers: Sequence[Mapping[str, Any]]) -> O
     def refuse(reason: str, exit_code: int = GATE_NOT_MET) -> None:
         nonlocal verdict, code, headline
         if verdict != NOT_DELIVERED:
-            figures = headline.partition(" ")[2]
+            figures = headline.removeprefix(verdict.upper()).lstrip(": ")
             headline = f"NOT DELIVERED: {reason} ({figures})"
             verdict, code = NOT_DELIVERED, exit_code
 
-    in_float = all(layer["requested"] == FLOAT for layer in layers)
+    # A target without integer rows has float layers only; its casts rest on calibration all the same.
+    in_float = bool(job.prepared.target.ops) and all(c["requested"] == FLOAT for c in layers)
     if in_float and not options.best_effort:
         refuse("no layer can be integer with this target and these options")
         advice = "--best-effort delivers the fused float model"

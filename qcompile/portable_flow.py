@@ -20,12 +20,14 @@ from qcompile.backends.trt import Profile
 from qcompile.build import Builder
 from qcompile.compare import OutputComparison, compare_outputs
 from qcompile.engine_check import EngineCheck, check_engine, shape_profile
+from qcompile.float_peaks import float_peaks
 from qcompile.gate import judge
 from qcompile.ir.manager import PassRecord
-from qcompile.ir.plan import PrecisionPlan
+from qcompile.ir.plan import FLOAT, PrecisionPlan
 from qcompile.ir.save import save_model
 from qcompile.job import Job, start_plan
 from qcompile.lock import Lock
+from qcompile.passes.cast_half import CastHalf
 from qcompile.passes.insert_qdq import InsertQDQ
 from qcompile.planner.by_groups import Tried, accurate_plan
 from qcompile.planner.search import needed_db
@@ -64,6 +66,7 @@ class Portable:
         profile: shapes of the samples.
         engine: what the device's library makes of it.
         gate: accuracy and what else could be checked.
+        baseline: the half-precision model that users would deploy otherwise, None with a float32 rest.
     """
 
     plan: PrecisionPlan
@@ -74,6 +77,7 @@ class Portable:
     profile: Profile
     engine: EngineCheck
     gate: GateResult
+    baseline: oir.Model | None
 
 
 def compile_portable(
@@ -87,13 +91,20 @@ def compile_portable(
 ) -> CompileResult:
     """Plan for accuracy, check legality as far as it goes, write the artifact for the device."""
     options, target = job.options, job.prepared.target
+    half = target.half_rest and options.rest != "fp32"
+    if half and lock is None:
+        with stages("calibrate"):
+            peaks = float_peaks(
+                job.prepared.model, job.data.selection(), job.work, options.custom_ops
+            )
+            ranges = replace(ranges, chosen={**peaks, **ranges.chosen})
     builder = Builder(
         job.prepared.model,
         target,
         ranges.chosen,
         job.work,
         frozenset(options.disable),
-        quantize_passes=(InsertQDQ(),),
+        quantize_passes=(InsertQDQ(), CastHalf()) if half else (InsertQDQ(),),
     )
     with stages("plan"):
         start = start_plan(job, ranges.chosen, lock)
@@ -108,12 +119,17 @@ def compile_portable(
         engine = check_engine(path, model, plan, target, profile)
     with stages("gate"):
         gate = _judge(job, path, engine)
-    made = Portable(plan, model, path, records, tuple(tried), profile, engine, gate)
+    baseline = None if not half else builder.portable(_all_float(plan))[0]
+    made = Portable(plan, model, path, records, tuple(tried), profile, engine, gate, baseline)
     with stages("write"), new_artifact(output, options.force) as folder:
         report, code = write_portable(folder, job, ranges, made, key, stages.seconds, output)
         if lock is not None:
             lock.check_outputs(report.data["hashes"], options.lock or Path(LOCK))
     return CompileResult(report, output, code, keep=keep)
+
+
+def _all_float(plan: PrecisionPlan) -> PrecisionPlan:
+    return PrecisionPlan(tuple(replace(c, precision=FLOAT, pinned=False) for c in plan.layers))
 
 
 def _plans(job: Job, builder: Builder, start: PrecisionPlan, *, replay: bool) -> list[Tried]:

@@ -17,6 +17,7 @@ from qcompile.ir.plan import FLOAT
 from qcompile.ir.save import save_model
 from qcompile.job import Job
 from qcompile.lock import Lock
+from qcompile.oldest_runtime import oldest_runtime
 from qcompile.outcome import GATE_NOT_MET, settle
 from qcompile.planner.by_groups import Tried
 from qcompile.ranges import Ranges
@@ -70,10 +71,12 @@ def write_portable(
     if handed_over:
         _write_deploy(folder / "deploy", place / PORTABLE, job, made)
     write_preview(folder, job)
+    oldest = oldest_runtime(made.model)
     data = {
         "version": REPORT_VERSION,
         "verdict": outcome.verdict,
         "delivered_form": "quantized",
+        "oldest_onnxruntime": {"version": oldest.text, "because": list(oldest.because)},
         "exit_code": outcome.exit_code,
         "headline": outcome.headline,
         "warnings": list(outcome.warnings),
@@ -189,6 +192,8 @@ def _write_deploy(folder: Path, model: Path, job: Job, made: Portable) -> None:
     folder.mkdir()
     shutil.copyfile(Path(__file__).parent / "deploy" / "device.py", folder / "device.py")
     save_model(job.prepared.model, folder / "float.onnx")
+    if made.baseline is not None:
+        save_model(made.baseline, folder / "fp16.onnx")
     feeds = list(job.data.held)[:SAMPLES]
     session = open_session(model, config={"session.disable_quant_qdq": "1"})
     exact = open_session(job.float_path, custom_ops=job.options.custom_ops)

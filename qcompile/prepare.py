@@ -112,7 +112,7 @@ def _upgraded(model: oir.Model, target: Target, options: Options) -> tuple[oir.M
             )
         wanted = options.opset
     else:
-        wanted = max(have, min(FUSED_OPSET, newest))
+        wanted = max(have, min(max(FUSED_OPSET, target.opset), newest))
     if wanted <= have:
         return model, []
     upgraded, notes = upgrade_opset(model, wanted)

@@ -8,12 +8,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import numpy as np
 import onnx
 import pytest
 
 import qcompile
 from qcompile.engine_check import EngineCheck, shape_profile
+from qcompile.ir.errors import OptionError
 from qcompile.ir.plan import FLOAT, INT8, LayerChoice, PrecisionPlan
 from qcompile.planner.by_groups import accurate_plan
 
@@ -59,6 +61,12 @@ def test_the_artifact_holds_what_the_device_needs(result: Any) -> None:
     assert set(spec["shapes"]) == {i.name for i in model.graph.input}
 
 
+def test_its_report_keeps_to_the_schema(result: Any) -> None:
+    schema = Path(qcompile.__file__).parent / "report.schema.json"
+    report = json.loads((result.path / "report.json").read_text())
+    jsonschema.validate(report, json.loads(schema.read_text()))
+
+
 def test_the_script_says_in_one_line_that_the_library_or_gpu_is_missing(result: Any) -> None:
     script = result.path / "deploy" / "device.py"
     run = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False)
@@ -80,6 +88,40 @@ def test_a_required_measurement_that_is_missing_is_exit_4(
     )
     assert result.exit_code == 4
     assert (result.path / "rejected" / "model.qdq.onnx").is_file()
+
+
+def test_the_rest_is_half_unless_asked_otherwise(
+    result: Any, feeds: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    assert (result.path / "deploy" / "fp16.onnx").is_file()
+    held = {t.data_type for t in onnx.load(result.path / "model.qdq.onnx").graph.initializer}
+    assert onnx.TensorProto.FLOAT16 in held
+    options = {"calibration": feeds, "threads": 1}
+    wide = qcompile.compile(
+        MODEL, target="tensorrt-int8", rest="fp32", output=tmp_path / "w", **options
+    )
+    held = {t.data_type for t in onnx.load(wide.path / "model.qdq.onnx").graph.initializer}
+    assert onnx.TensorProto.FLOAT16 not in held
+    half = qcompile.compile(MODEL, target="tensorrt-fp16", output=tmp_path / "h", **options)
+    assert half.exit_code == 0
+    assert half.report.sqnr_db > 40
+    with pytest.raises(OptionError, match="--rest fp16: ort-int8"):
+        qcompile.compile(MODEL, target="ort-int8", rest="fp16", output=tmp_path / "o", **options)
+
+
+def test_the_same_lock_gives_the_same_bytes(
+    result: Any, feeds: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    again = qcompile.compile(
+        MODEL,
+        target="tensorrt-int8",
+        calibration=feeds,
+        output=tmp_path / "again",
+        locked=True,
+        lock=result.path / "qcompile.lock",
+        threads=1,
+    )
+    assert again.report.data["hashes"] == result.report.data["hashes"]
 
 
 def test_profiles_span_the_shapes_of_the_samples() -> None:

@@ -88,6 +88,8 @@ class Target:
         concat_shares_scale: whether Concat's inputs must share one scale.
         float_constants: constants stand as float values on their grid with Q and DQ behind them,
             instead of as integers with a DQ.
+        half_rest: what stays float is cast to float16 where its values fit.
+        opset: default-domain opset to upgrade to where every node can follow.
         portable: the artifact is the Q/DQ model itself, which the device's own library builds.
         notes: what was chosen for this device and why, for the report.
         features: the device's features that the choice rests on.
@@ -104,6 +106,8 @@ class Target:
     per_channel_opset: int = 13
     concat_shares_scale: bool = False
     float_constants: bool = False
+    half_rest: bool = False
+    opset: int = 17
     portable: bool = False
     notes: tuple[str, ...] = ()
     features: tuple[str, ...] = field(default=())

@@ -7,7 +7,7 @@ import onnx
 import onnx.numpy_helper as nh
 import pytest
 
-from qcompile.backends.tables_trt import tensorrt_int8
+from qcompile.backends.tables_trt import tensorrt_fp16, tensorrt_int8
 from qcompile.ir.errors import TargetError
 from qcompile.ir.plan import FLOAT, INT8
 from qcompile.planner.default import default_plan
@@ -176,12 +176,10 @@ def test_both_inputs_of_attention_are_quantized() -> None:
     assert _reads(result, "n_y") == ["DequantizeLinear", "DequantizeLinear"]
 
 
-def test_a_gpu_without_int8_kernels_has_no_rows() -> None:
-    old = tensorrt_int8("sm75")
-    assert not old.ops
-    plan = default_plan(state_of(_residual(), old))
-    assert {layer.precision for layer in plan.layers} == {FLOAT}
-    assert "SM75" in plan.layers[0].reason
+def test_a_gpu_without_int8_kernels_is_refused_in_one_line() -> None:
+    with pytest.raises(TargetError, match=r"no INT8 kernels for sm75.*tensorrt-fp16"):
+        tensorrt_int8("sm75")
+    assert tensorrt_fp16("sm75").features == ("sm75",)
 
 
 def test_devices_have_aliases_and_unknown_ones_name_the_nearest() -> None:
