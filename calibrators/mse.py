@@ -89,10 +89,13 @@ def _missed(store: TensorStore) -> float:
     return share * (1.0 - share)
 
 
-def reconstruction_errors(store: TensorStore, qparams: QParams) -> Values:
+def reconstruction_errors(store: TensorStore, qparams: QParams, *, coherent: float = 0.0) -> Values:
     """Mean squared errors of the stored values after Q and DQ, each bin taken at its centre.
 
-    ``qparams`` hold a candidate in each row, (candidates,). All 0 before any data.
+    Args:
+        store: what was seen; all errors are 0 before any data.
+        qparams: a candidate in each row, (candidates,).
+        coherent: how often the square of the mean error counts besides.
     """
     histogram = store.histogram
     if histogram.total == 0:
@@ -106,6 +109,8 @@ def reconstruction_errors(store: TensorStore, qparams: QParams) -> Values:
     error *= scale
     np.clip(error, low, high, out=error)
     error -= centers
+    counts = histogram.counts.astype(np.float64)
+    mean = error @ counts / histogram.total
     error *= error
     # Several levels within one bin: what the centre would lose says nothing.
     coarse = (histogram.width > scale) & (centers > low) & (centers < high)
@@ -113,9 +118,9 @@ def reconstruction_errors(store: TensorStore, qparams: QParams) -> Values:
         error = np.where(coarse, scale**2 / 12, error + histogram.width**2 / 12)
     else:
         error += histogram.width**2 / 12
-    total = np.asarray(error @ histogram.counts.astype(np.float64))
+    total = np.asarray(error @ counts)
     for end in (store.low, store.high):
         total += (end - np.clip(np.rint(end / scale) * scale, low, high))[:, 0] ** 2 * _missed(
             store
         )
-    return np.asarray(total / histogram.total)
+    return np.asarray(total / histogram.total + coherent * mean**2)
