@@ -78,11 +78,45 @@ class CastHalf:
                 halves.append(node)
             elif reason != _NOTHING:
                 notes.append(Note(node.name or node.op_type, f"stays float32: {reason}"))
+        apart = _uneven(graph, halves)
+        notes += [Note(n.name or n.op_type, f"stays float32: {_UNEVEN}") for n in apart]
+        halves = [node for node in halves if node not in apart]
         _Caster(graph, opset).cast(halves)
         return PassResult(len(halves), tuple(notes))
 
 
 _NOTHING = "it has nothing to cast"
+_UNEVEN = "the scale beside it does, and a kernel's scales must have one type"
+_SCALED = ("QuantizeLinear", "DequantizeLinear")
+
+
+def _uneven(graph: oir.Graph, halves: list[oir.Node]) -> dict[oir.Node, None]:
+    """Q and DQ that must stay float32 because another operand of a kernel of theirs does.
+
+    TensorRT's compiler stops on a product whose operands have scales of two types.
+    """
+    half = set(halves)
+    found: dict[oir.Node, None] = {}
+    groups = []
+    for node in graph:
+        made = [None if v is None else v.producer() for v in node.inputs]
+        scaled = [p for p in made if p is not None and p.op_type in _SCALED]
+        if node.op_type == "DequantizeLinear":
+            groups.append([node, *scaled])
+        elif len(scaled) > 1:
+            groups.append(scaled)
+    changed = True
+    while changed:
+        changed = False
+        for group in groups:
+            if all(n in half for n in group):
+                continue
+            for member in group:
+                if member in half:
+                    half.discard(member)
+                    found[member] = None
+                    changed = True
+    return found
 
 
 def _is_float(value: oir.Value | None) -> bool:
@@ -95,7 +129,7 @@ def _reason(node: oir.Node, opset: int, large: set[str]) -> str:
         return _NOTHING if node.domain == "" else "its operator is not ONNX's"
     if node.op_type in _SUMS:
         return f"{node.op_type} leaves the range of float16 or loses digits in it"
-    if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+    if node.op_type in _SCALED:
         return _scale_reason(node, opset)
     able = _halvable(node, opset)
     if not able[0] and not able[1]:
