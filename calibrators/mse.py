@@ -103,21 +103,21 @@ def reconstruction_errors(store: TensorStore, qparams: QParams, *, coherent: flo
     scale = qparams.scale.astype(np.float64)[:, None]
     zero = qparams.zero_point.astype(np.float64)[:, None]
     low, high = (qparams.spec.qmin - zero) * scale, (qparams.spec.qmax - zero) * scale
-    centers = (histogram.first + np.arange(len(histogram.counts)) + 0.5) * histogram.width
+    counts, width = histogram.counts.astype(np.float64), histogram.width
+    centers = (histogram.first + np.arange(len(counts)) + 0.5) * width
     error = centers / scale
     np.rint(error, out=error)
     error *= scale
     np.clip(error, low, high, out=error)
     error -= centers
-    counts = histogram.counts.astype(np.float64)
     mean = error @ counts / histogram.total
     error *= error
     # Several levels within one bin: what the centre would lose says nothing.
-    coarse = (histogram.width > scale) & (centers > low) & (centers < high)
+    coarse = (width > scale) & (centers > low) & (centers < high)
     if coarse.any():
-        error = np.where(coarse, scale**2 / 12, error + histogram.width**2 / 12)
+        error = np.where(coarse, scale**2 / 12, error + width**2 / 12)
     else:
-        error += histogram.width**2 / 12
+        error += width**2 / 12
     total = np.asarray(error @ counts)
     for end in (store.low, store.high):
         total += (end - np.clip(np.rint(end / scale) * scale, low, high))[:, 0] ** 2 * _missed(

@@ -28,8 +28,10 @@ def percentile_range(store: TensorStore, percent: float) -> tuple[float, float]:
 
 def _end(counts: Counts, start: int, share: float) -> float:
     """Distance from zero, in bins, beyond which ``share`` values lie; counts go outwards from start."""
-    if counts.sum() <= share:
+    beyond = np.cumsum(counts[::-1])
+    if len(beyond) == 0 or beyond[-1] <= share:
         return 0.0
-    beyond = np.concatenate([np.cumsum(counts[::-1])[::-1], [0]])
-    edges = start + np.arange(len(beyond))
-    return float(np.interp(share, beyond[::-1], edges[::-1]))
+    i = int(np.searchsorted(beyond, share, side="right"))
+    inner = int(beyond[i - 1]) if i else 0
+    part = (share - inner) / (int(beyond[i]) - inner)
+    return start + len(counts) - i - part
