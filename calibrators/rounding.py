@@ -35,20 +35,35 @@ SHRINKS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65)
 """Ranges tried, as shares of the largest weight."""
 
 
-def damped(covariance: Array) -> Array:
-    """(groups, d, d) with a little of the mean variance on the diagonal; positive definite."""
+def damped(covariance: Array, share: float = DAMPING) -> Array:
+    """(groups, d, d) with a share of the mean variance on the diagonal."""
     d = covariance.shape[-1]
     mean = np.einsum("gii->g", covariance) / d
     mean = np.where(mean > 0, mean, 1.0)
     result = np.array(covariance)
-    result[:, np.arange(d), np.arange(d)] += DAMPING * mean[:, None]
+    result[:, np.arange(d), np.arange(d)] += share * mean[:, None]
     return result
 
 
-def factor(covariance: Array) -> Array:
-    """Upper triangular R with R R^T = ``covariance`` (groups, d, d)."""
-    turned = np.linalg.cholesky(covariance[:, ::-1, ::-1])
-    return np.ascontiguousarray(turned[:, ::-1, ::-1])
+def factor(covariance: Array) -> tuple[Array, Array]:
+    """The damped covariance (groups, d, d), and upper triangular R with R R^T = it.
+
+    Where rounding of sums left it indefinite, more damping makes up for it.
+
+    Raises:
+        ValueError: it holds NaN or infinity.
+    """
+    if not np.isfinite(covariance).all():
+        raise ValueError("a covariance holds NaN or infinity")
+    share = DAMPING
+    while True:
+        known = damped(covariance, share)
+        try:
+            turned = np.linalg.cholesky(known[:, ::-1, ::-1])
+        except np.linalg.LinAlgError:
+            share *= 10.0
+            continue
+        return known, np.ascontiguousarray(turned[:, ::-1, ::-1])
 
 
 def nearest(scaled: Array, low: int, high: int) -> Array:
@@ -73,14 +88,14 @@ def round_weights(
         high: highest integer.
         sweeps: at most so many rounds of coordinate descent.
     """
-    known = damped(covariance)
     # Inputs that vary most are rounded first, while all others can still make up for them.
-    order = np.argsort(-np.einsum("gii->gi", known), axis=1, kind="stable")
-    groups = np.arange(len(known))[:, None]
-    turned = np.ascontiguousarray(known[groups[:, :, None], order[:, :, None], order[:, None, :]])
+    order = np.argsort(-np.einsum("gii->gi", covariance), axis=1, kind="stable")
+    groups = np.arange(len(covariance))[:, None]
+    turned = covariance[groups[:, :, None], order[:, :, None], order[:, None, :]]
+    known, upper = factor(np.ascontiguousarray(turned))
     weights = np.ascontiguousarray(scaled[groups, order])
-    integers = _successive(weights, factor(turned), low, high)
-    _descend(weights, integers, turned, low, high, sweeps)
+    integers = _successive(weights, upper, low, high)
+    _descend(weights, integers, known, low, high, sweeps)
     result = np.empty_like(integers)
     result[groups, order] = integers
     return result

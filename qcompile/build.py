@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
 import onnx_ir as oir
 
 from qcompile.backends.ort_lower import lower_ort
@@ -17,12 +14,14 @@ from qcompile.ir.notes import Note
 from qcompile.ir.plan import PrecisionPlan
 from qcompile.ir.save import save_model
 from qcompile.ir.target import Target
-from qcompile.ir.weights import IntegerWeight
+from qcompile.learning import Learned
 from qcompile.passes.correct_bias import CorrectBias
 from qcompile.passes.insert_qdq import InsertQDQ
 from qcompile.passes.prepare import runtime_passes
 
 __all__ = ["Build", "Builder"]
+
+NOTHING_LEARNED = Learned()
 
 
 @dataclass(frozen=True)
@@ -36,6 +35,7 @@ class Build:
         path: the lowered model's file.
         records: log of the QUANTIZE passes.
         notes: what the lowering left as it was, and why.
+        learned: the integers and bias shifts in it.
     """
 
     plan: PrecisionPlan
@@ -44,6 +44,7 @@ class Build:
     path: Path
     records: tuple[PassRecord, ...]
     notes: tuple[Note, ...]
+    learned: Learned = NOTHING_LEARNED
 
 
 @dataclass
@@ -56,8 +57,7 @@ class Builder:
         ranges: tensor name -> range.
         work: folder for the lowered models.
         disabled: passes to skip.
-        weights: learned integers, by weight.
-        bias_shifts: what to add to the biases of integer layers, by origin id.
+        learned: integers and bias shifts for the layers that a plan makes integer.
         quantize_passes: run in order on a copy of the model; the last ones insert Q/DQ.
     """
 
@@ -66,8 +66,7 @@ class Builder:
     ranges: dict[str, TensorRange]
     work: Path
     disabled: frozenset[str] = frozenset()
-    weights: Mapping[str, IntegerWeight] = field(default_factory=dict)
-    bias_shifts: Mapping[str, npt.NDArray[np.float32]] = field(default_factory=dict)
+    learned: Learned = NOTHING_LEARNED
     quantize_passes: tuple[Pass, ...] = (CorrectBias(), InsertQDQ())
     _made: dict[tuple[tuple[str, str], ...], Build] = field(default_factory=dict)
 
@@ -84,8 +83,8 @@ class Builder:
             self.model.clone(),
             self.target,
             ranges=dict(self.ranges),
-            weights=dict(self.weights),
-            bias_shifts=dict(self.bias_shifts),
+            weights=dict(self.learned.weights),
+            bias_shifts=dict(self.learned.bias_shifts),
             plan=plan,
         )
         manager = PassManager(self.quantize_passes, self.disabled)
@@ -98,4 +97,4 @@ class Builder:
         PassManager(runtime_passes(), self.disabled).run(spelled)
         lowered = lower_ort(spelled.model, plan, weight_bits=self.target.weight.bits or 8)
         save_model(lowered.model, path)
-        return Build(plan, portable, lowered.model, path, records, lowered.notes)
+        return Build(plan, portable, lowered.model, path, records, lowered.notes, self.learned)

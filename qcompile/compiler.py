@@ -107,8 +107,7 @@ def compile_with(source: Any, options: Options, reporter: Reporter | None = None
                 ranges.chosen,
                 work,
                 frozenset(options.disable),
-                learned.weights,
-                learned.bias_shifts,
+                learned,
             )
             ranges, builder = choose_ranges(job, ranges, builder, plan, stages.reporter.advance)
             found = search(job, builder, plan, replay=lock is not None, reporter=stages.reporter)
@@ -116,7 +115,7 @@ def compile_with(source: Any, options: Options, reporter: Reporter | None = None
             taken, verdict = pass_gate(job, found, builder, stages.reporter)
         with stages("write"), new_artifact(output, options.force) as folder:
             report, code = write_artifact(
-                folder, job, ranges, learned, found, taken, verdict, key, stages.seconds, output
+                folder, job, ranges, found, taken, verdict, key, stages.seconds, output
             )
             if lock is not None:
                 lock.check_outputs(report.data["hashes"], options.lock or Path(LOCK))

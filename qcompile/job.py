@@ -9,7 +9,7 @@ import numpy as np
 
 from qcompile.data.inputs import Feed
 from qcompile.data.sources import FeedSet, open_feeds
-from qcompile.data.subset import diverse_indices, hold_back
+from qcompile.data.subset import diverse_indices, every_fourth, hold_back
 from qcompile.gate import Limits
 from qcompile.ir.affine import TensorRange
 from qcompile.ir.errors import OptionError
@@ -55,6 +55,21 @@ class Data:
         total = len(self.calibration)
         picked = np.unique(np.linspace(0, total - 1, min(SELECTION, total)).astype(int))
         return [self.calibration.load(int(i)) for i in picked]
+
+    def teaching(self, most: int) -> tuple[list[Feed], frozenset[int]]:
+        """Samples to learn from, and the indices of those among them that judge what was learned.
+
+        The judges are those on which plans are compared, so that the comparison is honest; with few
+        samples every fourth judges instead.
+        """
+        total = len(self.calibration)
+        spread = np.linspace(0, total - 1, min(most, total)).astype(int).tolist()
+        picked = np.linspace(0, total - 1, min(SELECTION, total)).astype(int).tolist()
+        order = sorted({*spread, *picked})
+        feeds = [self.calibration.load(i) for i in order]
+        if len(order) >= 2 * len(picked):
+            return feeds, frozenset(order.index(i) for i in picked)
+        return feeds, every_fourth(len(order))
 
     def extremes(self) -> list[Feed]:
         """The calibration samples with the fewest and the most elements, where shapes differ."""

@@ -6,10 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-
 from qcompile.artifact import LOCK, file_sha256
-from qcompile.data.inputs import Feed
 from qcompile.ir.affine import TensorRange
 from qcompile.ir.errors import OptionError
 from qcompile.ir.notes import Note
@@ -63,13 +60,15 @@ def find_learned(
     shift = "correct-bias" not in options.disable
     if effort.method == "nearest" and not shift:
         return Learned()
+    feeds, judges = job.data.teaching(effort.samples)
     return learn_weights(
         job.prepared.model,
         job.prepared.target,
         ranges,
         _static(plan),
-        _spread(job, effort.samples),
+        feeds,
         work=job.work,
+        held=judges,
         method=effort.method,
         shift_biases=shift,
         time_budget_s=effort.seconds,
@@ -92,13 +91,6 @@ def _static(plan: PrecisionPlan) -> PrecisionPlan:
             for layer in plan.layers
         )
     )
-
-
-def _spread(job: Job, most: int) -> list[Feed]:
-    data = job.data.calibration
-    total = len(data)
-    picked = np.unique(np.linspace(0, total - 1, min(most, total)).astype(int))
-    return [data.load(int(i)) for i in picked]
 
 
 def _locked(job: Job, lock: Lock, output: Path) -> Learned:

@@ -133,6 +133,10 @@ class _Learner:
         if any(store.count == 0 or not store.held for store in read):
             self.notes.append(Note(where, "weights rounded to nearest: no sample reaches it"))
             return
+        if not all(np.isfinite(store.mean()).all() for store in read):
+            text = "weights rounded to nearest: it reads NaN, infinity or too large numbers"
+            self.notes.append(Note(where, text))
+            return
         candidates = [layer.plain]
         late = self.deadline is not None and time.perf_counter() > self.deadline
         if self.deadline is not None and not late:

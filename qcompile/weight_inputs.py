@@ -19,10 +19,11 @@ import onnx_ir as oir
 from qcompile.calibrators.gram import GramStore, Window, block_count, columns, split_blocks
 from qcompile.capture import capture, tensor_sizes
 from qcompile.data.inputs import Feed
+from qcompile.data.subset import every_fourth
 from qcompile.ir.graph import attribute, constant
 from qcompile.passes.quantizable import Site
 
-__all__ = ["Gathering", "Source", "held_back", "source_of", "unfit"]
+__all__ = ["Gathering", "Source", "source_of", "unfit"]
 
 Key = TypeVar("Key")
 
@@ -110,11 +111,6 @@ def source_of(site: Site) -> Source:
     return Source(name, window, False, int(shape[1]), blocks)
 
 
-def held_back(total: int) -> frozenset[int]:
-    """Which of ``total`` samples judge instead of teaching: every fourth, and one of two or three."""
-    return frozenset(range(3, total, 4)) or frozenset({total - 1} if total > 1 else ())
-
-
 @dataclass
 class Gathering:
     """How inputs are gathered.
@@ -163,7 +159,7 @@ class Gathering:
         self, index: int, source: Source, store: GramStore, x: npt.NDArray[np.generic]
     ) -> None:
         total = len(self.feeds)
-        judges = held_back(total) if self.held is None else self.held
+        judges = every_fourth(total) if self.held is None else self.held
         rng = np.random.default_rng([self.seed, index, zlib.crc32(source.tensor.encode())])
         if index in judges or total == 1:
             size = HELD_BYTES // (4 * source.groups * source.width * max(1, len(judges)))

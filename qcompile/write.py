@@ -20,7 +20,6 @@ from qcompile.ir.save import save_model
 from qcompile.job import Job
 from qcompile.layers import describe_layers
 from qcompile.learned_file import LEARNED, write_learned
-from qcompile.learning import Learned
 from qcompile.lock import Lock
 from qcompile.oldest_runtime import oldest_runtime
 from qcompile.outcome import settle
@@ -44,7 +43,6 @@ def write_artifact(
     folder: Path,
     job: Job,
     ranges: Ranges,
-    learned: Learned,
     found: Found,
     taken: Candidate,
     gate: GateResult,
@@ -71,7 +69,7 @@ def write_artifact(
         ranges.calibration.save(folder / "ranges.npz")
     if found.costs is not None:
         (folder / "costs.json").write_text(found.costs.to_json(), encoding="utf-8", newline="\n")
-    digest = ""
+    digest, learned = "", build.learned
     if learned.weights or learned.bias_shifts:
         write_learned(folder / LEARNED, learned, job.prepared.model)
         digest = file_sha256(folder / LEARNED)

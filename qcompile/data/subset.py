@@ -12,7 +12,7 @@ import numpy.typing as npt
 from qcompile.data.inputs import Feed
 from qcompile.data.sources import FeedSet
 
-__all__ = ["diverse_indices", "hold_back"]
+__all__ = ["diverse_indices", "every_fourth", "hold_back"]
 
 _SCAN_LIMIT = 2000
 _CELLS = 64
@@ -61,3 +61,8 @@ def hold_back(total: int) -> tuple[list[int], list[int]]:
         held = [held[i] for i in np.linspace(0, len(held) - 1, 32).astype(int)]
     kept = set(held)
     return [i for i in range(total) if i not in kept], held
+
+
+def every_fourth(total: int) -> frozenset[int]:
+    """Which of ``total`` samples judge what the others taught: every fourth, or one of two or three."""
+    return frozenset(range(3, total, 4)) or frozenset({total - 1} if total > 1 else ())

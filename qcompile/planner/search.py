@@ -15,6 +15,7 @@ from qcompile.job import Job
 from qcompile.planner.costs import Costs
 from qcompile.planner.propose import Proposer
 from qcompile.planner.race import Candidate, Race
+from qcompile.planner.refine import refine
 from qcompile.planner.units import units
 from qcompile.reporter import Reporter
 
@@ -71,9 +72,11 @@ def search(
         SECONDS_EACH[job.options.effort],
     )
     first = race.accuracy("all that can be integer", start)
-    if replay or all(layer.pinned for layer in start.layers):
-        how = "replayed from the lock" if replay else "every layer is pinned by the user"
-        return Found((first,), (first,), how)
+    if replay:
+        return Found((first,), (first,), "replayed from the lock")
+    if all(layer.pinned for layer in start.layers):
+        better = refine(job, builder, race, [first], reporter)
+        return Found((*better, first), (first, *better), "every layer is pinned by the user")
     candidates = [first]
     for name, plan in _variants(job, start):
         candidates.append(race.accuracy(name, plan))
@@ -85,6 +88,7 @@ def search(
     if job.options.effort != "fast" or not _ordered(candidates, job, strict=True):
         proposed = proposer.propose(candidates, needed_db(job))
         candidates += judged(proposed) if proposed else []
+    candidates += refine(job, builder, race, _ordered(candidates, job), reporter)
     order = _ordered(candidates, job)
     how = _how(order) if order else "nothing that was tried can run"
     return Found(

@@ -1,0 +1,105 @@
+"""Refits the most promising artifacts: the same layers in the same kernels, with better numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from qcompile.build import Builder
+from qcompile.ir.errors import CalibrationError
+from qcompile.ir.plan import FLOAT
+from qcompile.job import Job
+from qcompile.planner.race import Candidate, Race
+from qcompile.refit import refit_plan
+from qcompile.reporter import Reporter
+
+__all__ = ["refine"]
+
+GAIN_DB = 0.2
+"""What a refit must gain on selection samples to be taken."""
+
+
+@dataclass(frozen=True)
+class _Effort:
+    candidates: int
+    samples: int
+    seconds: float
+    sweeps: int
+
+
+EFFORTS = {
+    "fast": _Effort(0, 0, 0.0, 0),
+    "default": _Effort(2, 32, 20.0, 2),
+    "max": _Effort(5, 64, 120.0, 8),
+}
+
+
+def refine(
+    job: Job,
+    builder: Builder,
+    race: Race,
+    order: Sequence[Candidate],
+    reporter: Reporter,
+) -> list[Candidate]:
+    """A better candidate for each of the most promising in ``order`` that a refit improves.
+
+    Their latencies are those of the candidates they come from: only constants differ.
+    """
+    effort = EFFORTS[job.options.effort]
+    if job.data.random or "refit" in job.options.disable:
+        return []
+    found: list[Candidate] = []
+    for count, candidate in enumerate(_promising(order, effort.candidates)):
+        better = _refitted(job, builder, race, candidate, effort, count)
+        reporter.advance(count + 1, effort.candidates)
+        if better is not None:
+            found.append(better)
+    return found
+
+
+def _promising(order: Sequence[Candidate], most: int) -> list[Candidate]:
+    """The first, the fastest (whose accuracy may have been all that spoke against it), the next."""
+    fastest = max(order, key=lambda c: c.speedup or 0.0, default=None)
+    found: list[Candidate] = []
+    for candidate in (*order[:1], *(() if fastest is None else (fastest,)), *order):
+        if all(candidate is not known for known in found):
+            found.append(candidate)
+    return found[:most]
+
+
+def _refitted(
+    job: Job, builder: Builder, race: Race, candidate: Candidate, effort: _Effort, count: int
+) -> Candidate | None:
+    plan = candidate.build.plan
+    if candidate.refused or candidate.sqnr_db is None:
+        return None
+    if all(choice.precision == FLOAT for choice in plan.layers):
+        return None
+    options = job.options
+    feeds, judges = job.data.teaching(effort.samples)
+    try:
+        learned = refit_plan(
+            builder.model,
+            candidate.build.portable,
+            builder.target,
+            builder.ranges,
+            plan,
+            builder.learned,
+            feeds,
+            held=judges,
+            time_budget_s=effort.seconds,
+            memory_limit=None if options.memory_limit is None else options.memory_limit // 4,
+            seed=options.seed,
+            sweeps=effort.sweeps,
+            threads=options.threads,
+            custom_ops=options.custom_ops,
+        )
+    except CalibrationError:
+        return None
+    folder = job.work / f"refit{count}"
+    folder.mkdir(exist_ok=True)
+    trial = replace(builder, learned=learned, work=folder, _made={})
+    judged = replace(race, builder=trial).accuracy(f"{candidate.name}, refitted", plan)
+    if judged.refused or (judged.sqnr_db or 0.0) < candidate.sqnr_db + GAIN_DB:
+        return None
+    return replace(judged, ms=candidate.ms, speedup=candidate.speedup)
