@@ -33,7 +33,12 @@ VAGUE = conclude([Check("speed", "inconclusive", "1.0x the speed of float")])
 def settled(
     gate: GateResult, layers: Sequence[Mapping[str, Any]], *, random: bool = False, **options: Any
 ) -> Outcome:
-    job = SimpleNamespace(options=make_options(**options), data=SimpleNamespace(random=random))
+    target = SimpleNamespace(ops={"Conv": None})  # one that has integer forms
+    job = SimpleNamespace(
+        options=make_options(**options),
+        data=SimpleNamespace(random=random),
+        prepared=SimpleNamespace(target=target),
+    )
     return settle(gate, cast(Job, job), layers)
 
 
