@@ -101,7 +101,8 @@ def position_weights(outputs: FloatArray) -> FloatArray:
     more often than not.
     """
     energy = np.square(outputs).mean(axis=(0, 1), dtype=np.float64)
-    weights = 1.0 / (energy + EVENING * energy.mean() + np.finfo(np.float64).tiny)
+    mean = energy.mean()
+    weights = 1.0 / (energy / (mean if mean > 0 else 1.0) + EVENING)
     return np.asarray(weights / weights.sum(), np.float32)
 
 

@@ -21,7 +21,15 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["DAMPING", "factor", "nearest", "output_error", "round_weights", "shrink_scales"]
+__all__ = [
+    "DAMPING",
+    "damped",
+    "factor",
+    "nearest",
+    "output_error",
+    "round_weights",
+    "shrink_scales",
+]
 
 Array = npt.NDArray[np.float64]
 
@@ -96,6 +104,10 @@ def round_weights(
     weights = np.ascontiguousarray(scaled[groups, order])
     integers = _successive(weights, upper, low, high)
     _descend(weights, integers, known, low, high, sweeps)
+    # Neither step is bound to end below the nearest integers; a channel that does not takes those.
+    plain = nearest(weights, low, high)
+    worse = output_error(integers - weights, known) > output_error(plain - weights, known)
+    integers = np.where(worse[:, None, :], plain, integers)
     result = np.empty_like(integers)
     result[groups, order] = integers
     return result
