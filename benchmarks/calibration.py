@@ -58,7 +58,9 @@ class PeakMemory(threading.Thread):
         self.process, self.peak, self.over = psutil.Process(), 0, threading.Event()
 
     def run(self) -> None:
-        while not self.over.wait(SAMPLED_EVERY):
+        more = True
+        while more:  # once more at the end: a run may be shorter than the wait
+            more = not self.over.wait(SAMPLED_EVERY)
             self.peak = max(self.peak, self.process.memory_info().rss)
 
 
