@@ -16,7 +16,7 @@ MICROSOFT = "com.microsoft"
 RECORDED: dict[tuple[str, str], tuple[int, tuple[str, ...]]] = {
     ("", "Clip"): (12, ("int8", "uint8")),
     ("", "Concat"): (4, ("int8", "uint8")),
-    ("", "DepthToSpace"): (11, ("int8", "uint8")),
+    ("", "DepthToSpace"): (11, ("uint8",)),
     ("", "DynamicQuantizeLinear"): (11, ("uint8",)),
     ("", "Expand"): (8, ("int8", "uint8")),
     ("", "Flatten"): (1, ("int8", "uint8")),
@@ -53,7 +53,7 @@ RECORDED: dict[tuple[str, str], tuple[int, tuple[str, ...]]] = {
     (MICROSOFT, "QLinearSoftmax"): (1, ("int8", "uint8")),
     (MICROSOFT, "QLinearWhere"): (1, ("int8", "uint8")),
 }
-"""(domain, operator) -> (oldest operator-set version with an 8-bit kernel, types); read from 1.31."""
+"""(domain, operator) -> (oldest operator-set version with an 8-bit kernel, types): what 1.23 to 1.31 all have."""
 
 _UNTYPED = {"QLinearConcat", "QLinearGlobalAveragePool"}
 """Registered without a type constraint on their 8-bit tensors."""
@@ -74,7 +74,7 @@ class KernelSet:
 
 
 def recorded_kernels() -> KernelSet:
-    """The kernels of the newest runtime this was written for, when none is installed to ask."""
+    """The kernels of every supported runtime, when none is installed to ask."""
     return KernelSet(
         {key: ((first, 2**31 - 1, frozenset(types)),) for key, (first, types) in RECORDED.items()}
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import ml_dtypes
@@ -221,21 +222,23 @@ def test_a_model_above_protobufs_limit_is_no_bytes() -> None:
         model_bytes(model)
 
 
-@pytest.fixture
-def file_limit() -> Iterator[None]:
-    """Files may grow to 10,000 bytes: what a full disk looks like."""
+@contextmanager
+def full_disk() -> Iterator[None]:
+    """Files may grow to 10,000 bytes. Only inside: pytest's own output may be a file too."""
     resource = pytest.importorskip("resource")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-@pytest.mark.usefixtures("file_limit")
 @pytest.mark.parametrize("limit", [1000, 10**9])
 def test_a_full_disk_leaves_what_was_there(tmp_path: Path, limit: int) -> None:
     (tmp_path / "m.onnx").write_bytes(b"old")
-    with pytest.raises(OutputError, match=r"m\.onnx cannot be written: File too large"):
+    refused = pytest.raises(OutputError, match=r"m\.onnx cannot be written: File too large")
+    with full_disk(), refused:
         save_model(load_model(big_model()).model, tmp_path / "m.onnx", external_above=limit)
     assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("m.onnx", b"old")]
 
