@@ -33,7 +33,6 @@ RECORDED: dict[tuple[str, str], tuple[int, tuple[str, ...]]] = {
     ("", "Reshape"): (5, ("int8", "uint8")),
     ("", "Resize"): (10, ("int8", "uint8")),
     ("", "Slice"): (1, ("int8", "uint8")),
-    ("", "SpaceToDepth"): (13, ("int8", "uint8")),
     ("", "Split"): (2, ("int8", "uint8")),
     ("", "Squeeze"): (1, ("int8", "uint8")),
     ("", "Tile"): (6, ("int8", "uint8")),
