@@ -52,7 +52,7 @@ RECORDED: dict[tuple[str, str], tuple[int, tuple[str, ...]]] = {
     (MICROSOFT, "QLinearSoftmax"): (1, ("int8", "uint8")),
     (MICROSOFT, "QLinearWhere"): (1, ("int8", "uint8")),
 }
-"""(domain, operator) -> (oldest operator-set version with an 8-bit kernel, types): what 1.23 to 1.31 all have."""
+"""(domain, operator) -> (oldest operator-set version with an 8-bit kernel, types), in 1.23 to 1.31 alike."""
 
 _UNTYPED = {"QLinearConcat", "QLinearGlobalAveragePool"}
 """Registered without a type constraint on their 8-bit tensors."""
