@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from qcompile.artifact import MODEL, Artifact, open_artifact
+from qcompile.artifact import MODEL, PORTABLE, Artifact, open_artifact
 from qcompile.backends.devices import detect, device_names, get_device, missing_features
 from qcompile.backends.ort import open_session
 from qcompile.ir.errors import OutputError, QCompileError
 from qcompile.report import CompileReport
+from qcompile.subject import AS_WRITTEN
 
 __all__ = ["CompileResult", "NotDeliveredError", "load"]
 
@@ -47,8 +48,9 @@ class CompileResult:
 
     @property
     def model(self) -> Path:
-        """The lowered model's file."""
-        return self.path / MODEL
+        """The lowered model's file; the portable one's where the target's runtime is on a device."""
+        lowered, portable = self.path / MODEL, self.path / PORTABLE
+        return portable if portable.is_file() and not lowered.is_file() else lowered
 
     def check(self) -> CompileResult:
         """Itself, when the exit code is 0.
@@ -63,6 +65,9 @@ class CompileResult:
     def open(self, **options: Any) -> Any:
         """An ``onnxruntime.InferenceSession`` on the artifact, with default options.
 
+        A portable artifact's Q/DQ nodes run as they are written: the device's arithmetic, not its
+        speed.
+
         Args:
             options: of ``qcompile.backends.ort.open_session`` (``threads=``, ``custom_ops=``).
 
@@ -71,6 +76,8 @@ class CompileResult:
         """
         if not self.model.is_file():
             raise OutputError(f"nothing was delivered: {self.headlines()[0]}")
+        if self.model.name == PORTABLE:
+            options = {"config": AS_WRITTEN, **options}
         return open_session(self.model, **options).raw
 
     def headlines(self) -> list[str]:

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import click
 
 from qcompile.backends.ort import check_runtime
-from qcompile.cli.output import Progress
+from qcompile.cli.output import Progress, check_line, print_json
 from qcompile.data.inputs import input_specs
 from qcompile.data.sources import open_feeds
 from qcompile.gate import Limits, judge
 from qcompile.ir.load import load_model
 from qcompile.options import make_options
 from qcompile.scores import make_metric
-from qcompile.verdict import PASS
 
 __all__ = ["command"]
 
@@ -74,10 +72,10 @@ def command(float_model: Path, other: Path, as_json: bool, **given: Any) -> int:
             progress=lambda _, share: progress.advance(share, 1.0),
         )
     if as_json:
-        print(json.dumps(result.to_dict(), indent=1, sort_keys=True))
+        print_json(result.to_dict())
         return result.exit_code
     for check in result.checks:
-        print(f"  {'ok  ' if check.state == PASS else check.state}  {check.name}: {check.text}")
+        print(check_line(check.state, check.name, check.text))
     for note in result.notes:
         print(f"  note: {note}")
     if feeds.random:

@@ -21,6 +21,9 @@ COMMANDS: dict[str, str] = {
     "init": "qcompile.cli.init_command",
     "inspect": "qcompile.cli.inspect_command",
     "targets": "qcompile.cli.targets_command",
+    "explain": "qcompile.cli.explain_command",
+    "diff": "qcompile.cli.diff_command",
+    "verify": "qcompile.cli.verify_command",
     "demo": "qcompile.cli.demo_command",
 }
 """name -> module with a click command called ``command``; imported only when it runs."""
@@ -92,8 +95,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return result if isinstance(result, int) else 0
     except click.exceptions.Exit as e:
         return e.exit_code
-    except (KeyboardInterrupt, click.Abort):
-        _say("interrupted; nothing half-written was left behind")
+    except (KeyboardInterrupt, click.Abort) as e:
+        _say(_interrupted(e))
         return 130
     except click.exceptions.NoArgsIsHelpError as e:
         _say(e.format_message())
@@ -119,6 +122,24 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"internal error: {type(e).__name__}: {e}; run again with --debug and report the traceback"
         )
         return 1
+
+
+def _interrupted(error: BaseException) -> str:
+    """What became of the work, and how to go on."""
+    # click turns the interruption into its own exception
+    met = [getattr(e, "stage", None) for e in (error, error.__cause__)]
+    stage, seconds = next((m for m in met if m is not None), ("", 0.0))
+    where = f" in stage '{stage}' after {seconds:.0f} s" if stage else ""
+    shorter = {
+        "plan": "; --effort fast or --search-time 30s shortens this stage",
+        "learn": "; --effort fast shortens this stage",
+        "gate": "; --gate-time 5s shortens this stage",
+        "calibrate": "; --samples 64 shortens this stage",
+    }.get(stage, "")
+    return (
+        f"interrupted{where}; nothing half-written was left behind, an earlier artifact is as it was; "
+        f"to resume run the same command again, which begins anew{shorter}"
+    )
 
 
 def _say(text: str) -> None:

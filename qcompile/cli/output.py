@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import sys
+import time
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from xml.sax.saxutils import escape, quoteattr
 
 from rich.console import Console
@@ -17,33 +19,41 @@ from rich.progress import (
 )
 from rich.progress import Progress as Bars
 
-from qcompile.verdict import FAIL, PASS
+from qcompile.verdict import FAIL, PASS, to_jsonable
 
 if TYPE_CHECKING:
     from qcompile.result import CompileResult
 
-__all__ = ["FORMATS", "Progress", "write_outcome"]
+__all__ = ["FORMATS", "Progress", "check_line", "print_json", "write_outcome"]
 
 FORMATS = ("text", "json", "github", "junit")
 
 
 class Progress:
-    """Shows stages: a bar with the time left on a terminal, one plain line a stage elsewhere."""
+    """Shows stages: a bar with the time left on a terminal; in a pipe nothing, or a line a stage.
 
-    def __init__(self, quiet: bool = False) -> None:
+    Attributes:
+        current: the stage that runs, "" before the first.
+    """
+
+    def __init__(self, quiet: bool = False, verbose: bool = False) -> None:
         self._console = Console(stderr=True, quiet=quiet)
         self._live = self._console.is_terminal and not quiet
+        self._verbose = verbose
         self._bars = Bars(
             SpinnerColumn(),
             TextColumn("{task.description}"),
             BarColumn(),
             TimeElapsedColumn(),
+            TextColumn("left"),
             TimeRemainingColumn(),
             console=self._console,
             disable=not self._live,
             transient=True,
         )
         self._task = self._bars.add_task("", total=None, visible=False)
+        self.current = ""
+        self._since = self._begun = time.perf_counter()
 
     def __enter__(self) -> Progress:
         """Start the display."""
@@ -56,15 +66,24 @@ class Progress:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Stop the display, also on an error."""
+        """Stop the display, also on an error; an interruption learns which stage it met."""
         self._bars.stop()
+        if isinstance(error, KeyboardInterrupt):
+            error.stage = (self.current, time.perf_counter() - self._begun)  # type: ignore[attr-defined]
+        elif error is None:
+            self._finish()
 
     def stage(self, name: str) -> None:
         """Begin a stage."""
+        self._finish()
+        self.current, self._since = name, time.perf_counter()
         if self._live:
             self._bars.reset(self._task, total=None, description=name, visible=True)
-        else:
-            self._console.print(f"{name} ...", highlight=False)
+
+    def _finish(self) -> None:
+        if self._verbose and self.current:
+            seconds = time.perf_counter() - self._since
+            self._console.print(f"{self.current}: {seconds:.1f} s", highlight=False, markup=False)
 
     def advance(self, done: float, total: float | None) -> None:
         """Tell how far the stage is."""
@@ -73,7 +92,23 @@ class Progress:
 
     def note(self, text: str) -> None:
         """Say one thing worth knowing, once."""
-        self._console.print(f"  {text}", highlight=False, markup=False)
+        if self._live or self._verbose:
+            self._console.print(f"  {text}", highlight=False, markup=False)
+
+
+def print_json(data: Any) -> None:
+    """Deterministic JSON on standard output; infinite and missing numbers are null."""
+    print(json.dumps(to_jsonable(data), indent=1, sort_keys=True, ensure_ascii=False))
+
+
+def check_line(state: str, name: str, text: str) -> str:
+    """One line for one thing that was checked.
+
+    >>> check_line("pass", "opens", "ONNX Runtime opens it")
+    '  ok    opens: ONNX Runtime opens it'
+    """
+    word = {PASS: "ok", FAIL: "FAIL", "inconclusive": "vague"}.get(state, state)
+    return f"  {word:<4}  {name}: {text}"
 
 
 def write_outcome(result: CompileResult, output_format: str, quiet: bool) -> None:

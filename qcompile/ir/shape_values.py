@@ -15,7 +15,7 @@ import onnx_ir as oir
 
 from qcompile.ir.graph import attribute, constant
 
-__all__ = ["complete_shapes"]
+__all__ = ["complete_shapes", "own_name"]
 
 Element = int | str | None
 """An integer, a named dimension, or unknown."""
@@ -45,10 +45,15 @@ def complete_shapes(graph: oir.Graph) -> set[oir.Value]:
     return improved
 
 
+def own_name(name: str | None) -> str | None:
+    """The name of a dimension, or None for those ("unk__7") that ONNX gives to the unknown."""
+    return None if name is None or name.startswith("unk__") else name
+
+
 def _better(old: Element, new: Element) -> Element:
-    """The old element, unless it is one of the names ("unk__7") that ONNX gives to the unknown."""
-    made_up = old is None or (isinstance(old, str) and old.startswith("unk__"))
-    named = new is not None and not (isinstance(new, str) and new.startswith("unk__"))
+    """The old element, unless it is unknown and the new one is not."""
+    made_up = old is None or (isinstance(old, str) and own_name(old) is None)
+    named = new is not None and not (isinstance(new, str) and own_name(new) is None)
     return new if made_up and named else old
 
 

@@ -1,0 +1,148 @@
+"""What a command is about: a model's file or an artifact's folder, with its samples and its float model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qcompile.artifact import MODEL, PORTABLE, Artifact, open_artifact
+from qcompile.backends.ort import Session, open_session
+from qcompile.data.inputs import Feed
+from qcompile.ir.errors import ModelError, OutputError
+from qcompile.ir.read import open_source, parse
+
+__all__ = ["AS_WRITTEN", "Subject", "find_float_model", "open_subject", "stored_samples"]
+
+AS_WRITTEN = {"session.disable_quant_qdq": "1"}
+"""Session options under which a Q/DQ model computes what its nodes say, without integer kernels."""
+
+REJECTED = "rejected"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model, or an artifact with what lies in its folder.
+
+    Attributes:
+        path: as the user gave it.
+        model: the file that ONNX Runtime runs.
+        layered: the file whose inner tensors have the float model's names (an artifact's portable
+            form: the lowered one has integers inside).
+        artifact: its manifest, None for a plain model.
+        portable: the artifact is for a device; ``model`` shows its arithmetic here, not its speed.
+        rejected: the artifact was not delivered, and ``model`` is what was turned down.
+    """
+
+    path: Path
+    model: Path
+    layered: Path
+    artifact: Artifact | None = None
+    portable: bool = False
+    rejected: bool = False
+
+    @property
+    def name(self) -> str:
+        """How messages call it: the folder's name, or the file's."""
+        return self.path.resolve().name
+
+    def open(self, **options: Any) -> Session:
+        """A session; a portable model's Q/DQ nodes run as they are written.
+
+        Args:
+            options: of ``qcompile.backends.ort.open_session``.
+        """
+        config = AS_WRITTEN if self.portable else None
+        return open_session(self.model, config=config, **options)
+
+    def report(self) -> dict[str, Any]:
+        """report.json of an artifact.
+
+        Raises:
+            OutputError: a plain model has none, or it cannot be read.
+        """
+        if self.artifact is None:
+            raise OutputError(
+                f"'{self.path}' is a model; give the folder that `qcompile ... -o FOLDER` wrote"
+            )
+        try:
+            return self.artifact.report
+        except (OSError, ValueError) as e:
+            raise OutputError(
+                f"'{self.path / 'report.json'}' cannot be read ({e}); compile again"
+            ) from e
+
+
+def open_subject(path: Path) -> Subject:
+    """What lies at ``path``.
+
+    Raises:
+        ModelError: nothing is there.
+        OutputError: a folder that is no artifact, or one without any model.
+    """
+    if not path.exists():
+        raise ModelError(f"'{path}' does not exist; give a model.onnx or an artifact's folder")
+    if not path.is_dir():
+        return Subject(path, path, path)
+    artifact = open_artifact(path)
+    for folder, rejected in ((path, False), (path / REJECTED, True)):
+        lowered, portable = folder / MODEL, folder / PORTABLE
+        if lowered.is_file():
+            layered = portable if portable.is_file() else lowered
+            return Subject(path, lowered, layered, artifact, False, rejected)
+        if portable.is_file():
+            return Subject(path, portable, portable, artifact, True, rejected)
+    raise OutputError(f"'{path}' holds neither {MODEL} nor {PORTABLE}; compile again")
+
+
+def stored_samples(folder: Path, name: str = "sample_in.npz") -> list[Feed]:
+    """The samples in an artifact's ``deploy/``; none where there is no such file."""
+    path = folder / "deploy" / name
+    if not path.is_file():
+        return []
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            names = json.loads(bytes(stored["names"]).decode())
+            count = int(stored["count"])
+            return [{n: stored[f"{i}_{j}"] for j, n in enumerate(names)} for i in range(count)]
+    except (OSError, ValueError, KeyError, EOFError) as e:
+        raise OutputError(f"'{path}' cannot be read ({e}); compile again") from e
+
+
+def find_float_model(
+    subject: Subject, given: Path | None, near: Iterable[Path] = ()
+) -> Path | None:
+    """The model that an artifact was compiled from: ``given``, else one of that name and hash nearby.
+
+    Looked for in the working directory, beside the folder and in ``near``; None when it is not there.
+
+    Raises:
+        ModelError: ``given`` does not exist.
+    """
+    if given is not None:
+        if not given.is_file():
+            raise ModelError(f"--float '{given}' does not exist; give the original model.onnx")
+        return given
+    if subject.artifact is None:
+        return None
+    name = str(subject.report()["model"]["name"])
+    expected = subject.artifact.manifest.get("inputs", {}).get("model")
+    for folder in (Path(), subject.path.resolve().parent, *near):
+        candidate = folder / name
+        if candidate.is_file() and _sha256(candidate) == expected:
+            return candidate
+    return None
+
+
+def _sha256(path: Path) -> str:
+    """Over the model and its side files, as a compile records it; "" for what is no model."""
+    try:
+        opened = open_source(path)
+        parse(opened)
+    except ModelError:
+        return ""
+    return opened.sha256()
