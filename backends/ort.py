@@ -17,6 +17,7 @@ import numpy.typing as npt
 from qcompile.ir.errors import BackendMissingError, ModelError
 
 __all__ = [
+    "AS_WRITTEN",
     "Feed",
     "Port",
     "Session",
@@ -30,6 +31,9 @@ __all__ = [
 
 Feed = Mapping[str, Any]
 """Input name -> array."""
+
+AS_WRITTEN = {"session.disable_quant_qdq": "1"}
+"""ONNX Runtime's Q/DQ rules change what a Q/DQ graph computes: they quantize biases, float weights."""
 
 BUILDS = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino")
 """Distributions that all install the one module ``onnxruntime`` and so overwrite each other."""

@@ -5,7 +5,7 @@ A region is computed before the first edit and holds for one graph; passes that 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
 import onnx_ir as oir
@@ -118,17 +118,18 @@ def integer_region(state: CompileState) -> Region:
             )
         else:
             region.refused.append(Note(site.origin, f"stays float: {reason}"))
-    _choose_tensors(state.model.graph, region)
+    _choose_tensors(state.model.graph, region, state.qparams)
     return region
 
 
-def _choose_tensors(graph: oir.Graph, region: Region) -> None:
+def _choose_tensors(graph: oir.Graph, region: Region, given: Collection[str]) -> None:
     read = {v for site in region.sites.values() for v in site.activations.values()}
     for site in region.sites.values():
         for output in site.outputs:
             result = region.result(output)
             always = site.row is not None and site.row.quantized_output
-            if always or result in read:
+            # a scale that the model brought stands for a rounding that it was trained with
+            if always or result in read or result.name in given:
                 region.written.add(result)
     needed = read | region.written
     ordered = list(graph.inputs) + list(graph.initializers.values())

@@ -67,6 +67,7 @@ def _judge(job: Job, candidate: Candidate, limits: Limits, reporter: Reporter) -
         names=job.data.held.names,
         slices=job.options.slices,
         extremes=job.data.extremes(),
+        reference=job.reference,
         threads=job.options.threads,
         budget_s=job.options.gate_time,
         custom_ops=job.options.custom_ops,

@@ -9,6 +9,7 @@ import onnx_ir as oir
 
 from qcompile.backends.ort_lower import lower_ort
 from qcompile.ir.affine import TensorRange
+from qcompile.ir.given import NOTHING_GIVEN, Given
 from qcompile.ir.manager import CompileState, Pass, PassManager, PassRecord
 from qcompile.ir.notes import Note
 from qcompile.ir.plan import PrecisionPlan
@@ -58,6 +59,7 @@ class Builder:
         work: folder for the lowered models.
         disabled: passes to skip.
         learned: integers and bias shifts for the layers that a plan makes integer.
+        given: scales and weights that the model brought along; nothing replaces them.
         quantize_passes: run in order on a copy of the model; the last ones insert Q/DQ.
     """
 
@@ -67,6 +69,7 @@ class Builder:
     work: Path
     disabled: frozenset[str] = frozenset()
     learned: Learned = NOTHING_LEARNED
+    given: Given = NOTHING_GIVEN
     quantize_passes: tuple[Pass, ...] = (CorrectBias(), InsertQDQ())
     _made: dict[tuple[tuple[str, str], ...], Build] = field(default_factory=dict)
 
@@ -83,7 +86,8 @@ class Builder:
             self.model.clone(),
             self.target,
             ranges=dict(self.ranges),
-            weights=dict(self.learned.weights),
+            qparams=dict(self.given.qparams),
+            weights={**self.learned.weights, **self.given.weights},
             bias_shifts=dict(self.learned.bias_shifts),
             plan=plan,
         )

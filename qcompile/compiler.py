@@ -21,7 +21,7 @@ from qcompile.learned import find_learned
 from qcompile.options import Options, make_options
 from qcompile.planner.search import search
 from qcompile.portable_flow import compile_portable
-from qcompile.prepare import prepare
+from qcompile.prepare import Prepared, prepare
 from qcompile.range_choice import choose_ranges
 from qcompile.ranges import find_ranges
 from qcompile.reporter import Reporter, Silent
@@ -91,7 +91,7 @@ def compile_with(source: Any, options: Options, reporter: Reporter | None = None
         previous = up_to_date(output, key, options)
         if previous is not None:
             return previous
-        job = Job(prepared, data, options, _float_file(source, prepared, work), work)
+        job = Job(prepared, data, options, *_float_files(source, prepared, work))
         lock = locked(options, output, key)
         with stages("calibrate"):
             ranges = find_ranges(job, lock, stages.reporter.advance)
@@ -108,6 +108,7 @@ def compile_with(source: Any, options: Options, reporter: Reporter | None = None
                 work,
                 frozenset(options.disable),
                 learned,
+                prepared.given,
             )
             ranges, builder = choose_ranges(job, ranges, builder, plan, stages.reporter.advance)
             found = search(job, builder, plan, replay=lock is not None, reporter=stages.reporter)
@@ -133,10 +134,19 @@ def _output(source: Any, options: Options) -> tuple[object, Path]:
     return held, Path(held.name) / options.target
 
 
-def _float_file(source: Any, prepared: Any, work: Path) -> Path:
-    """The user's model as a file, which is the base of every comparison."""
+def _float_files(source: Any, prepared: Prepared, work: Path) -> tuple[Path, Path, Path | None]:
+    """The base of every comparison as a file, the folder, and what outputs must equal instead.
+
+    A model that comes with Q/DQ is what the outputs must equal; what the artifact must beat is the
+    same network in float, as if it had not been trained for quantization.
+    """
     if isinstance(source, (str, Path)):
-        return Path(source)
-    path = work / "float.onnx"
-    save_model(prepared.loaded.model, path)
-    return path
+        path = Path(source)
+    else:
+        path = work / "float.onnx"
+        save_model(prepared.loaded.model, path)
+    if not prepared.given:
+        return path, work, None
+    lifted = work / "lifted.onnx"
+    save_model(prepared.model, lifted)
+    return lifted, work, path

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from qcompile.backends.ort import Session, open_session
+from qcompile.backends.ort import AS_WRITTEN, Session, open_session
 from qcompile.compare import OutputComparison, OutputResult, compare_outputs
 from qcompile.interface import at_batch, interface_faults, is_repeated, shape_extremes
 from qcompile.ir.errors import CalibrationError, ModelError, OptionError
@@ -68,6 +68,7 @@ def judge(
     slices: Mapping[str, str] | None = None,
     extremes: Sequence[Feed] = (),
     rollout: Rollout | None = None,
+    reference: Path | None = None,
     threads: int | None = None,
     budget_s: float = 10.0,
     speed: bool = True,
@@ -87,6 +88,8 @@ def judge(
         names: of the samples; by default their index.
         slices: sample name -> slice.
         extremes: further feeds that it must run (the smallest and largest shapes calibrated with).
+        reference: what the outputs must equal where that is not ``float_model``: a model that comes
+            with Q/DQ, run as it is written.
         rollout: how state is carried over, for models that keep some.
         threads: threads inside an operator; None leaves the runtime's choice.
         budget_s: time for timing.
@@ -104,7 +107,7 @@ def judge(
         raise CalibrationError("no held-back samples to judge with; at least one is needed")
     limits = limits or Limits()
     gate = _Gate(Path(float_model), Path(artifact), feeds, limits, threads, custom_ops, progress)
-    gate.config = config
+    gate.config, gate.reference = config, reference
     gate.sizes()
     if gate.opens(extremes) and gate.interface():
         gate.accuracy(list(names) or [str(i) for i in range(len(feeds))], slices or {}, rollout)
@@ -147,6 +150,7 @@ class _Gate:
     artifact_bytes: int | None = None
     loads: dict[str, LoadResult] = field(default_factory=dict)
     config: Mapping[str, str] | None = None
+    reference: Path | None = None
 
     def sizes(self) -> None:
         self.float_bytes = model_bytes(self.float_model)
@@ -162,7 +166,11 @@ class _Gate:
     def opens(self, extremes: Sequence[Feed]) -> bool:
         """Open both in processes of their own, so that a model that crashes is a finding."""
         self._tell("open", 0.0)
-        self.float_session = self._session(self.float_model)
+        self.float_session = (
+            self._session(self.float_model)
+            if self.reference is None
+            else self._session(self.reference, AS_WRITTEN)
+        )
         tried = [(f"the shape {_shapes(f)}", f) for f in (*shape_extremes(self.feeds), *extremes)]
         batched = at_batch(self.feeds[0], self.float_session.inputs, BATCH)
         if batched is None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from qcompile.backends.ort import AS_WRITTEN, Session, open_session
 from qcompile.data.inputs import Feed
 from qcompile.data.sources import FeedSet, open_feeds
 from qcompile.data.subset import diverse_indices, every_fourth, hold_back
@@ -86,8 +87,10 @@ class Job:
         prepared: the prepared model.
         data: the samples.
         options: what was asked.
-        float_path: the user's model, which the artifact must beat.
+        float_path: the model that the artifact must beat: the user's, or what is left of it without
+            its Q/DQ.
         work: a temporary folder.
+        reference: the user's model where it comes with Q/DQ: what the outputs must equal.
     """
 
     prepared: Prepared
@@ -95,6 +98,21 @@ class Job:
     options: Options
     float_path: Path
     work: Path
+    reference: Path | None = None
+
+    def open_reference(self) -> Session:
+        """What the outputs must equal, opened."""
+        options = self.options
+        if self.reference is None:
+            return open_session(
+                self.float_path, threads=options.threads, custom_ops=options.custom_ops
+            )
+        return open_session(
+            self.reference,
+            threads=options.threads,
+            custom_ops=options.custom_ops,
+            config=AS_WRITTEN,
+        )
 
     def limits(self) -> Limits:
         """The limits of the gate."""

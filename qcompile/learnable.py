@@ -12,6 +12,7 @@ import onnx_ir as oir
 from qcompile.calibrators.gram import split_blocks
 from qcompile.calibrators.rounding import round_weights, shrink_scales
 from qcompile.ir.affine import QParams, TensorRange, quantize_weight
+from qcompile.ir.given import NOTHING_GIVEN, Given
 from qcompile.ir.graph import attribute, constant, default_opset
 from qcompile.ir.manager import CompileState
 from qcompile.ir.notes import Note
@@ -143,6 +144,7 @@ def learnable_layers(
     plan: PrecisionPlan,
     *,
     shift: bool = True,
+    given: Given = NOTHING_GIVEN,
 ) -> tuple[list[Layer], list[Note]]:
     """The layers that ``plan`` makes integer, in graph order; and why others cannot be learned.
 
@@ -151,9 +153,17 @@ def learnable_layers(
         target: its table says which sites can be integer.
         ranges: of activations; biases must fit beside them.
         plan: which sites are integer.
+        given: scales that stay as they are; layers whose integers are given learn nothing.
         shift: let biases be shifted where the operator can take it.
     """
-    state = CompileState(model, target, ranges=dict(ranges), plan=plan)
+    state = CompileState(
+        model,
+        target,
+        ranges=dict(ranges),
+        qparams=dict(given.qparams),
+        weights=dict(given.weights),
+        plan=plan,
+    )
     region = integer_region(state)
     choose_scales(state, region)
     choose_weights(state, region)
@@ -163,6 +173,9 @@ def learnable_layers(
     notes: list[Note] = []
     found: list[Layer] = []
     for key, sites in readers.items():
+        if key in given.weights:
+            notes.append(Note(sites[0].origin, "weights as the model brought them"))
+            continue
         reason = unfit(sites[0])
         if reason:
             notes.append(Note(sites[0].origin, f"weights rounded to nearest: {reason}"))

@@ -78,6 +78,7 @@ def find_learned(
         threads=options.threads,
         progress=progress,
         custom_ops=options.custom_ops,
+        given=job.prepared.given,
     )
 
 

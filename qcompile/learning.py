@@ -21,6 +21,7 @@ import onnx_ir as oir
 from qcompile.calibrators.gram import GramStore
 from qcompile.data.inputs import Feed
 from qcompile.ir.affine import TensorRange
+from qcompile.ir.given import NOTHING_GIVEN, Given
 from qcompile.ir.notes import Note
 from qcompile.ir.plan import PrecisionPlan
 from qcompile.ir.target import Target
@@ -76,6 +77,7 @@ def learn_weights(
     threads: int | None = None,
     progress: Callable[[float, float | None], None] | None = None,
     custom_ops: Path | None = None,
+    given: Given = NOTHING_GIVEN,
 ) -> Learned:
     """Integer weights and bias shifts for the layers that ``plan`` makes integer.
 
@@ -96,10 +98,11 @@ def learn_weights(
         threads: inside operators of the float model.
         progress: called with the layers done and their number.
         custom_ops: library with custom operators.
+        given: scales that stay as they are, and weights whose integers do.
     """
     second = method == "rounding"
     deadline = time.perf_counter() + time_budget_s if second else None
-    layers, notes = learnable_layers(model, target, ranges, plan, shift=shift_biases)
+    layers, notes = learnable_layers(model, target, ranges, plan, shift=shift_biases, given=given)
     learner = _Learner(deadline, sweeps, len(layers), progress)
     gathering = Gathering(model, feeds, work, held, second, seed, threads, custom_ops)
     by_key = {layer.key: layer for layer in layers}

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import onnx_ir as oir
 
 from qcompile.artifact import LOCK, new_artifact
-from qcompile.backends.ort import open_session
+from qcompile.backends.ort import AS_WRITTEN, open_session
 from qcompile.backends.trt import Profile
 from qcompile.build import Builder
 from qcompile.compare import OutputComparison, compare_outputs
@@ -38,9 +38,6 @@ from qcompile.result import CompileResult
 from qcompile.verdict import DELIVERED, FAIL, NOT_DELIVERED, NOT_MEASURED, Check, GateResult
 
 __all__ = ["Portable", "compile_portable"]
-
-AS_WRITTEN = {"session.disable_quant_qdq": "1"}
-"""ONNX Runtime's Q/DQ rules change what a Q/DQ graph computes: they quantize biases, and float weights."""
 
 
 class Stages(Protocol):
@@ -104,6 +101,7 @@ def compile_portable(
         ranges.chosen,
         job.work,
         frozenset(options.disable),
+        given=job.prepared.given,
         quantize_passes=(InsertQDQ(), CastHalf()) if half else (InsertQDQ(),),
     )
     with stages("plan"):
@@ -138,7 +136,7 @@ def _plans(job: Job, builder: Builder, start: PrecisionPlan, *, replay: bool) ->
         "threads": job.options.threads,
         "custom_ops": job.options.custom_ops,
     }
-    session = open_session(job.float_path, **options)
+    session = job.open_reference()
     wanted = [session.run(feed) for feed in feeds]
     path = job.work / "tried.onnx"
 
@@ -175,6 +173,7 @@ def _judge(job: Job, path: Path, engine: EngineCheck) -> GateResult:
         speed=False,
         custom_ops=options.custom_ops,
         config=AS_WRITTEN,
+        reference=job.reference,
     )
     checks = [*found.checks]
     verdict, headline = found.verdict, found.headline

@@ -92,7 +92,11 @@ def write_portable(
         "calibration": {
             "description": ranges.description,
             "random": job.data.random,
-            "findings": [*job.data.findings, *ranges.findings],
+            "findings": [
+                *job.prepared.given.findings(),
+                *job.data.findings,
+                *ranges.findings,
+            ],
         },
         "plan": {
             "how": f"{made.tried[-1].name}; {made.engine.note}",
@@ -196,7 +200,7 @@ def _write_deploy(folder: Path, model: Path, job: Job, made: Portable) -> None:
         save_model(made.baseline, folder / "fp16.onnx")
     feeds = list(job.data.held)[:SAMPLES]
     session = open_session(model, config={"session.disable_quant_qdq": "1"})
-    exact = open_session(job.float_path, custom_ops=job.options.custom_ops)
+    exact = job.open_reference()
     save_samples(folder / "sample_in.npz", feeds)
     save_samples(folder / "sample_out.npz", [session.run(feed) for feed in feeds])
     save_samples(folder / "float_out.npz", [exact.run(feed) for feed in feeds])

@@ -10,6 +10,7 @@ import onnx_ir as oir
 from qcompile.backends import ort
 from qcompile.data.inputs import InputSpec, input_specs
 from qcompile.ir.errors import TargetError
+from qcompile.ir.given import NOTHING_GIVEN, Given
 from qcompile.ir.graph import default_opset
 from qcompile.ir.load import Loaded, load_model
 from qcompile.ir.manager import CompileState, PassManager, PassRecord
@@ -18,6 +19,10 @@ from qcompile.ir.target import Target
 from qcompile.ir.upgrade import upgrade_opset
 from qcompile.oldest_runtime import limits_of, parse_release
 from qcompile.options import Options
+from qcompile.passes.fold_constants import FoldConstants
+from qcompile.passes.keep_weights import KeepWeights
+from qcompile.passes.lift_pairs import LiftPairs
+from qcompile.passes.lift_weights import LiftWeights
 from qcompile.passes.prepare import prepare_passes
 from qcompile.passes.quantizable import Site, classify
 
@@ -39,6 +44,7 @@ class Prepared:
         sites: nodes that the target has a word on.
         records: log of the PREPARE passes.
         notes: what loading and upgrading did or left alone.
+        given: scales that the model brought along.
     """
 
     loaded: Loaded
@@ -48,6 +54,7 @@ class Prepared:
     sites: tuple[Site, ...]
     records: tuple[PassRecord, ...]
     notes: tuple[Note, ...]
+    given: Given = NOTHING_GIVEN
 
 
 def prepare(source: Any, target: Target, options: Options) -> Prepared:
@@ -68,9 +75,10 @@ def prepare(source: Any, target: Target, options: Options) -> Prepared:
     inputs = input_specs(model)
     model, notes = _upgraded(model, target, options)
     state = CompileState(model, target)
-    manager = PassManager(
-        prepare_passes(contrib=target.backend == "ort"), frozenset(options.disable)
-    )
+    passes = prepare_passes(contrib=target.backend == "ort")
+    if _has_pairs(model):
+        passes = [FoldConstants(), LiftWeights(), *passes, LiftPairs(), KeepWeights()]
+    manager = PassManager(passes, frozenset(options.disable))
     manager.run(state)
     notes += state.notes
     return Prepared(
@@ -81,7 +89,13 @@ def prepare(source: Any, target: Target, options: Options) -> Prepared:
         tuple(classify(state)),
         tuple(manager.records),
         (*loaded.notes, *notes),
+        Given(state.qparams, state.weights),
     )
+
+
+def _has_pairs(model: oir.Model) -> bool:
+    """Whether the model comes quantized in Q/DQ form, as quantization-aware training leaves it."""
+    return any(n.op_type == "DequantizeLinear" and n.domain == "" for n in model.graph)
 
 
 def _limits(options: Options) -> tuple[int, int]:

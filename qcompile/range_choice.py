@@ -46,7 +46,14 @@ def choose_ranges(
         folder = job.work / f"ranges{count}"
         folder.mkdir(exist_ok=True)
         trial = replace(builder, ranges=chosen, work=folder, _made={})
-        race = Race(trial, job.float_path, feeds, options.threads, options.custom_ops)
+        race = Race(
+            trial,
+            job.float_path,
+            feeds,
+            options.threads,
+            options.custom_ops,
+            reference=job.reference,
+        )
         found = race.accuracy(method, plan)
         progress(count + 1, len(ESTIMATORS) + 1)
         if found.refused or found.sqnr_db is None:

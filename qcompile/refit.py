@@ -26,6 +26,7 @@ from qcompile.calibrators.regression import Moments, position_weights, refit
 from qcompile.data.inputs import Feed
 from qcompile.data.subset import every_fourth
 from qcompile.ir.affine import TensorRange
+from qcompile.ir.given import NOTHING_GIVEN, Given
 from qcompile.ir.graph import constant
 from qcompile.ir.notes import Note
 from qcompile.ir.plan import PrecisionPlan
@@ -75,6 +76,7 @@ def refit_plan(
     threads: int | None = None,
     progress: Callable[[float, float | None], None] | None = None,
     custom_ops: Path | None = None,
+    given: Given = NOTHING_GIVEN,
 ) -> Learned:
     """Weights and bias shifts for ``plan`` and no other; what was not improved stays as learned.
 
@@ -94,6 +96,7 @@ def refit_plan(
         threads: inside operators.
         progress: called with the layers done and their number.
         custom_ops: library with custom operators.
+        given: scales that stay as they are, and weights whose integers do.
 
     Raises:
         CalibrationError: the model cannot be run in parts.
@@ -105,7 +108,7 @@ def refit_plan(
     ordered += [f for i, f in enumerate(feeds) if i not in judges]
     if not judges or len(judges) == len(feeds):
         return learned
-    layers, _ = learnable_layers(model, target, ranges, plan)
+    layers, _ = learnable_layers(model, target, ranges, plan, given=given)
     work = _Refit(
         Stepper(model, ordered, threads=threads, custom_ops=custom_ops),
         Stepper(portable, ordered, threads=threads, custom_ops=custom_ops),

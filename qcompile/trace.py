@@ -36,6 +36,8 @@ def shapes_seen(
         probed.graph.append(node)
         probed.graph.outputs.append(out)
         names[out.name] = name
+    if not names:
+        return {}
     path = work / "shapes.onnx"
     save_model(probed, path)
     found = open_session(path, custom_ops=custom_ops).run(feed, list(names))

@@ -100,7 +100,12 @@ def write_artifact(
         "calibration": {
             "description": ranges.description,
             "random": job.data.random,
-            "findings": [*job.data.findings, *ranges.findings, *learned.findings()],
+            "findings": [
+                *job.prepared.given.findings(),
+                *job.data.findings,
+                *ranges.findings,
+                *learned.findings(),
+            ],
         },
         "plan": {
             "how": found.how,
@@ -142,7 +147,7 @@ def describe_model(job: Job) -> dict[str, Any]:
     """The user's model in the report."""
     loaded = job.prepared.loaded
     return {
-        "name": job.float_path.name,
+        "name": (job.reference or job.float_path).name,
         "sha256": loaded.sha256,
         "ir_version": loaded.model.ir_version,
         "opset": loaded.model.opset_imports.get("", 0),

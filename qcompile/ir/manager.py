@@ -13,6 +13,7 @@ import onnx_ir as oir
 
 from qcompile.ir.affine import QParams, TensorRange
 from qcompile.ir.errors import PassError, QCompileError
+from qcompile.ir.given import BroughtWeight
 from qcompile.ir.notes import Note
 from qcompile.ir.plan import PrecisionPlan
 from qcompile.ir.target import Target
@@ -35,6 +36,7 @@ class CompileState:
         weights: weight name -> its integers; what stands here before ``QuantizeWeights`` is kept
             (learned rounding).
         bias_shifts: origin id -> what ``CorrectBias`` adds to the bias, (out,), where integer.
+        brought: (origin of a layer, input) -> its constant as a model that comes quantized has it.
         plan: precision of each layer; None before planning.
         notes: everything worth telling the user that belongs to no pass (loading, degrading).
     """
@@ -45,6 +47,7 @@ class CompileState:
     qparams: dict[str, QParams] = field(default_factory=dict)
     weights: dict[str, IntegerWeight] = field(default_factory=dict)
     bias_shifts: dict[str, npt.NDArray[np.float32]] = field(default_factory=dict)
+    brought: dict[tuple[str, int], BroughtWeight] = field(default_factory=dict)
     plan: PrecisionPlan | None = None
     notes: list[Note] = field(default_factory=list)
 

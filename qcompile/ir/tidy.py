@@ -38,6 +38,8 @@ _QUANTIZED = (
 )
 """How the names of integer operators begin."""
 
+_PAIRS = ("DequantizeLinear", "QuantizeLinear")
+
 _KNOWN_DOMAINS = frozenset({"", "ai.onnx.ml", "com.microsoft", "com.microsoft.nchwc"})
 
 
@@ -208,8 +210,11 @@ def describe(model: oir.Model) -> list[Note]:
     if custom:
         notes.append(Note("", f"custom operators are left alone: {_counts(custom)}"))
     integer = Counter(n.op_type for n in nodes if n.op_type.startswith(_QUANTIZED))
+    pairs = Counter({k: integer.pop(k) for k in _PAIRS if k in integer})
+    if pairs:
+        notes.append(Note("", f"the model brings its own scales, which are kept: {_counts(pairs)}"))
     if integer:
-        text = f"the model is quantized already, which is kept as it is: {_counts(integer)}"
+        text = f"integer operators in the model are kept as they are: {_counts(integer)}"
         notes.append(Note("", text))
     return notes
 

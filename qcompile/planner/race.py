@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from qcompile.backends.ort import open_session
+from qcompile.backends.ort import AS_WRITTEN, open_session
 from qcompile.build import Build, Builder
 from qcompile.compare import OutputComparison, compare_outputs
 from qcompile.data.inputs import Feed
@@ -69,11 +69,13 @@ class Race:
 
     Attributes:
         builder: builds plans.
-        float_path: the user's model.
+        float_path: the user's model, which candidates are timed beside.
         feeds: selection samples.
         threads: as deployed.
         custom_ops: library with custom operators.
         seconds_each: time for timing one candidate.
+        reference: a model with Q/DQ whose outputs, as it is written, candidates must equal; None
+            where that is ``float_path``.
     """
 
     builder: Builder
@@ -82,10 +84,16 @@ class Race:
     threads: int | None
     custom_ops: Path | None
     seconds_each: float = 1.5
+    reference: Path | None = None
 
     def __post_init__(self) -> None:
         """Run the float model once."""
-        session = open_session(self.float_path, threads=self.threads, custom_ops=self.custom_ops)
+        session = open_session(
+            self.reference or self.float_path,
+            threads=self.threads,
+            custom_ops=self.custom_ops,
+            config=AS_WRITTEN if self.reference else None,
+        )
         self._reference = [session.run(feed) for feed in self.feeds]
 
     def accuracy(self, name: str, plan: PrecisionPlan) -> Candidate:

@@ -93,6 +93,7 @@ def _refitted(
             sweeps=effort.sweeps,
             threads=options.threads,
             custom_ops=options.custom_ops,
+            given=builder.given,
         )
     except CalibrationError:
         return None

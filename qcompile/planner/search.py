@@ -70,6 +70,7 @@ def search(
         job.options.threads,
         job.options.custom_ops,
         SECONDS_EACH[job.options.effort],
+        job.reference,
     )
     first = race.accuracy("all that can be integer", start)
     if replay:
