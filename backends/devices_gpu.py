@@ -51,7 +51,6 @@ _ROWS = {
     )
 }
 _ALIASES = {"jetson-orin": "sm87"}
-_ASSUMED = "sm80"
 
 
 def gpu_names() -> tuple[str, ...]:
@@ -59,10 +58,10 @@ def gpu_names() -> tuple[str, ...]:
     return ("native", *_ALIASES, *_ROWS)
 
 
-def get_gpu(name: str | None = None) -> Gpu:
+def get_gpu(name: str | None = None, assumed: str = "sm80") -> Gpu:
     """A GPU by name; "native" or None is the first GPU of this machine.
 
-    Where there is none, the rules of SM80 are assumed, which hold for every later GPU.
+    Where there is none, the rules of ``assumed`` are taken, which hold for every later GPU.
 
     Raises:
         TargetError: unknown name (with the nearest ones), or a GPU older than the rows.
@@ -70,8 +69,7 @@ def get_gpu(name: str | None = None) -> Gpu:
     if name is None or name == "native":
         found = _installed()
         if found is None:
-            row = _ROWS[_ASSUMED]
-            return Gpu(**{**vars(row), "assumed": True})
+            return Gpu(**{**vars(_ROWS[assumed]), "assumed": True})
         name = f"sm{found}"
     row_name = _ALIASES.get(name, name)
     if row_name not in _ROWS:

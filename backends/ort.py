@@ -18,10 +18,12 @@ from qcompile.ir.errors import BackendMissingError, ModelError
 
 __all__ = [
     "AS_WRITTEN",
+    "CPU",
     "Feed",
     "Port",
     "Session",
     "check_runtime",
+    "gpu_provider",
     "max_ir_version",
     "max_opset",
     "open_session",
@@ -37,6 +39,9 @@ AS_WRITTEN = {"session.disable_quant_qdq": "1"}
 
 BUILDS = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino")
 """Distributions that all install the one module ``onnxruntime`` and so overwrite each other."""
+
+CPU = "CPUExecutionProvider"
+GPU_PROVIDERS = ("CUDAExecutionProvider", "DmlExecutionProvider", "ROCMExecutionProvider")
 
 # sequences, maps and optionals have no single numpy dtype: they are not in this table
 _DTYPES: dict[str, Any] = {
@@ -171,8 +176,9 @@ def open_session(
     profile: Path | str | None = None,
     save_optimized: Path | str | None = None,
     config: Mapping[str, str] | None = None,
+    provider: str = CPU,
 ) -> Session:
-    """Open a model on ONNX Runtime's CPU provider.
+    """Open a model on one of ONNX Runtime's providers.
 
     Args:
         model: path, or the bytes of a model without external data.
@@ -187,10 +193,11 @@ def open_session(
         profile: prefix of a trace to write; `Session.end_profiling` ends it.
         save_optimized: where to write the graph after optimizations.
         config: further session options, key -> value ("session.disable_quant_qdq": "1").
+        provider: what executes; nodes that it cannot run go to the CPU.
 
     Raises:
         ModelError: the file is missing, or ONNX Runtime refuses it; names the node where it does.
-        BackendMissingError: ONNX Runtime is missing.
+        BackendMissingError: ONNX Runtime or the provider is missing.
     """
     ort = _runtime()
     options = ort.SessionOptions()
@@ -220,9 +227,14 @@ def open_session(
         if not Path(model).is_file():
             raise ModelError(f"model '{model}' is no file; give the path of an .onnx file")
     try:
-        raw = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+        raw = ort.InferenceSession(source, options, providers=list(dict.fromkeys((provider, CPU))))
     except Exception as e:
         raise ModelError(f"ONNX Runtime {ort.__version__} refuses it: {one_line(e)}") from e
+    # a provider that cannot start falls back to the CPU without a word
+    if provider not in raw.get_providers():
+        raise BackendMissingError(
+            f"ONNX Runtime has no {provider} here: the session runs on {', '.join(raw.get_providers())}"
+        )
     return Session(raw)
 
 
@@ -253,6 +265,21 @@ def one_line(error: BaseException | str) -> str:
         text = f"node '{found['name']}' ({found['op']}): {found['text']}"
     text = _SOURCE.sub("", text)
     return text if len(text) <= 400 else text[:397] + "..."
+
+
+@functools.cache
+def gpu_provider() -> str | None:
+    """The provider that runs models on a GPU of this machine, None where none starts."""
+    able = _runtime().get_available_providers()
+    for name in GPU_PROVIDERS:
+        if name not in able:
+            continue
+        try:
+            open_session(_probe(opset=13, ir_version=8), provider=name)
+        except (ModelError, BackendMissingError):
+            continue
+        return name
+    return None
 
 
 @functools.cache

@@ -6,8 +6,8 @@ import difflib
 from collections.abc import Callable
 
 from qcompile.backends.devices import get_device
-from qcompile.backends.tables_ort import ort_int8
-from qcompile.backends.tables_trt import tensorrt_fp16, tensorrt_int8
+from qcompile.backends.tables_ort import ort_fp16, ort_int8
+from qcompile.backends.tables_trt import tensorrt_bf16, tensorrt_fp8, tensorrt_fp16, tensorrt_int8
 from qcompile.ir.errors import TargetError
 from qcompile.ir.target import Target
 
@@ -15,8 +15,11 @@ __all__ = ["get_target", "target_names"]
 
 _TARGETS: dict[str, Callable[[str | None], Target]] = {
     "ort-int8": lambda device: ort_int8(get_device(device)),
+    "ort-fp16": lambda device: ort_fp16(get_device(device)),
     "tensorrt-int8": tensorrt_int8,
+    "tensorrt-fp8": tensorrt_fp8,
     "tensorrt-fp16": tensorrt_fp16,
+    "tensorrt-bf16": tensorrt_bf16,
 }
 
 

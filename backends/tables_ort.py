@@ -145,6 +145,27 @@ _LEFT_FLOAT = {
 """Operators that one might expect in integers."""
 
 
+def ort_fp16(device: Device) -> Target:
+    """Everything in float16 whose values fit, for ONNX Runtime's GPU providers.
+
+    The CPU provider computes such a model by casting back and forth: right, but slower than float32.
+    """
+    left = dict.fromkeys(("Conv", "MatMul", "Gemm"), "the target is float16")
+    return Target(
+        name="ort-fp16",
+        backend="ort",
+        device=device.name,
+        activation=QuantSpec("uint8", symmetric=False),
+        weight=QuantSpec("int8", symmetric=True),
+        ops={},
+        left_float=left,
+        rests=("fp16",),
+        portable=True,
+        notes=("fast with a GPU provider only; on the CPU the accuracy alone is checked",),
+        features=device.features,
+    )
+
+
 def ort_int8(device: Device) -> Target:
     """Static INT8 on ONNX Runtime's CPU provider.
 

@@ -1,6 +1,6 @@
 """TensorRT with explicit quantization: which layers read 8-bit tensors, by GPU generation.
 
-A kernel reads integers and writes what its consumers ask for, so outputs need no Q of their own.
+A kernel reads 8 bits and writes what its consumers ask for, so outputs need no Q of their own.
 Everything else runs in float and fuses with what stands around it. "RTX" in a source means an
 ahead-of-time build with TensorRT for RTX 1.7: built, not run.
 """
@@ -11,34 +11,40 @@ from dataclasses import replace
 
 from qcompile.backends.devices_gpu import Gpu, get_gpu
 from qcompile.ir.errors import TargetError
-from qcompile.ir.spec import QuantSpec
+from qcompile.ir.plan import FP8
+from qcompile.ir.spec import FLOAT8, QuantSpec
 from qcompile.ir.target import OpSupport, Target
 
-__all__ = ["tensorrt_fp16", "tensorrt_int8"]
+__all__ = ["tensorrt_bf16", "tensorrt_fp8", "tensorrt_fp16", "tensorrt_int8"]
 
 _MODEL_OPTIMIZER = "channel limits as NVIDIA's Model-Optimizer 0.40 has them"
 
-_PRODUCTS = (
-    OpSupport(
-        "Conv", "compute", (0,), weight=1, weight_axis=0, weight_ranks=(3, 4, 5),
-        quantized_output=False, few_channels=16,
-        source=f"RTX: INT8 on SM80 and later, weight axis 0 only; {_MODEL_OPTIMIZER}",
-    ),
-    OpSupport(
-        "MatMul", "compute", (0, 1), weight=1, weight_constant=False, weight_axis=-1,
-        per_channel_ranks=(2,), quantized_output=False, few_channels=16,
-        source=f"RTX: INT8 on SM80 and later, weight axis last; {_MODEL_OPTIMIZER}",
-    ),
-    OpSupport(
-        "Gemm", "compute", (0, 1), weight=1, weight_constant=False, weight_axis="auto",
-        weight_ranks=(2,), quantized_output=False, few_channels=16,
-        source=f"RTX: INT8 on SM80 and later, weight axis by transB; {_MODEL_OPTIMIZER}",
-    ),
-    OpSupport(
-        "Add", "elementwise", (0, 1), quantized_output=False, beside=("Conv",),
-        source="vendor documentation: a residual read as INT8 joins the kernel of the Conv before "
-        "the Add; RTX",
-    ),
+
+def _products(kernels: str) -> tuple[OpSupport, ...]:
+    """Layers that multiply; ``kernels`` says where 8-bit kernels of them were seen."""
+    return (
+        OpSupport(
+            "Conv", "compute", (0,), weight=1, weight_axis=0, weight_ranks=(3, 4, 5),
+            quantized_output=False, few_channels=16,
+            source=f"{kernels}, weight axis 0 only; {_MODEL_OPTIMIZER}",
+        ),
+        OpSupport(
+            "MatMul", "compute", (0, 1), weight=1, weight_constant=False, weight_axis=-1,
+            per_channel_ranks=(2,), quantized_output=False, few_channels=16,
+            source=f"{kernels}, weight axis last; {_MODEL_OPTIMIZER}",
+        ),
+        OpSupport(
+            "Gemm", "compute", (0, 1), weight=1, weight_constant=False, weight_axis="auto",
+            weight_ranks=(2,), quantized_output=False, few_channels=16,
+            source=f"{kernels}, weight axis by transB; {_MODEL_OPTIMIZER}",
+        ),
+    )  # fmt: skip
+
+
+_RESIDUAL = OpSupport(
+    "Add", "elementwise", (0, 1), quantized_output=False, beside=("Conv",),
+    source="vendor documentation: a residual read as INT8 joins the kernel of the Conv before "
+    "the Add; RTX",
 )  # fmt: skip
 
 _LEFT_FLOAT = {
@@ -46,8 +52,14 @@ _LEFT_FLOAT = {
     "LSTM": "TensorRT runs it in float",
     "GRU": "TensorRT runs it in float",
     "RNN": "TensorRT runs it in float",
-    "Einsum": "no INT8 kernel (write it as a MatMul)",
+    "Einsum": "no 8-bit kernel (write it as a MatMul)",
 }
+
+_SCALES_OPSET = 19
+"""The first opset whose Q and DQ take float16 scales, and 8-bit floats."""
+
+_BF16_OPSET = 22
+"""The first opset in which Conv and pooling have bfloat16 forms."""
 
 
 def tensorrt_int8(device: str | None) -> Target:
@@ -68,7 +80,7 @@ def tensorrt_int8(device: str | None) -> Target:
         device=gpu.name,
         activation=QuantSpec("int8", symmetric=True),
         weight=QuantSpec("int8", symmetric=True, narrow=True),
-        ops={row.op_type: row for row in _PRODUCTS},
+        ops={r.op_type: r for r in (*_products("RTX: INT8 on SM80 and later"), _RESIDUAL)},
         left_float=_LEFT_FLOAT,
         qdq_opset=13,
         notes=(_note(gpu),),
@@ -76,23 +88,71 @@ def tensorrt_int8(device: str | None) -> Target:
         # As integers with a DQ, a MatMul whose result is split (q, k, v of attention) runs in float:
         # RTX folds the DQ into the slices of the weight.
         float_constants=True,
-        half_rest=True,
-        opset=19,  # the first whose Q and DQ take float16 scales
+        rests=("fp16", "bf16", "fp32"),
+        opset=_SCALES_OPSET,
+        rest_opsets={"bf16": _BF16_OPSET},
         portable=True,
+    )
+
+
+def tensorrt_fp8(device: str | None) -> Target:
+    """E4M3: activations per tensor, weights per output channel, float biases.
+
+    Raises:
+        TargetError: unknown device, or one without FP8 kernels.
+    """
+    gpu = get_gpu(device, assumed="sm89")
+    if not gpu.fp8:
+        raise TargetError(
+            f"TensorRT has no FP8 kernels for {gpu.name}: they need SM89 (Ada), SM90 (Hopper) or "
+            "later; use --target tensorrt-int8, or name another --device"
+        )
+    return replace(
+        tensorrt_int8("sm89"),
+        name="tensorrt-fp8",
+        device=gpu.name,
+        activation=QuantSpec(FLOAT8, symmetric=True),
+        weight=QuantSpec(FLOAT8, symmetric=True),
+        ops={r.op_type: r for r in _products("RTX: FP8 on SM89 and SM120")},
+        qdq_opset=_SCALES_OPSET,
+        precision=FP8,
+        notes=(_note(gpu),),
+        features=(f"sm{gpu.capability}",),
     )
 
 
 def tensorrt_fp16(device: str | None) -> Target:
     """Everything in float16 whose values fit; no integers."""
+    return _half("tensorrt-fp16", "fp16", get_gpu(device))
+
+
+def tensorrt_bf16(device: str | None) -> Target:
+    """Everything in bfloat16 whose sums do not need more digits; no integers.
+
+    Raises:
+        TargetError: unknown device, or one without bfloat16 kernels.
+    """
     gpu = get_gpu(device)
+    if gpu.capability < 80:
+        raise TargetError(
+            f"TensorRT has no bfloat16 kernels for {gpu.name}: they need SM80 (Ampere) or later; "
+            "use --target tensorrt-fp16, or name another --device"
+        )
+    return _half("tensorrt-bf16", "bf16", gpu)
+
+
+def _half(name: str, rest: str, gpu: Gpu) -> Target:
     table = tensorrt_int8("sm80")
-    left = dict.fromkeys(("Conv", "MatMul", "Gemm", *table.left_float), "the target is float16")
+    text = {"fp16": "float16", "bf16": "bfloat16"}[rest]
+    left = dict.fromkeys(("Conv", "MatMul", "Gemm", *table.left_float), f"the target is {text}")
     return replace(
         table,
-        name="tensorrt-fp16",
+        name=name,
         device=gpu.name,
         ops={},
         left_float=left,
+        rests=(rest,),
+        opset=table.rest_opsets.get(rest, table.opset),
         notes=(_note(gpu),),
         features=(f"sm{gpu.capability}",),
     )
@@ -100,5 +160,5 @@ def tensorrt_fp16(device: str | None) -> Target:
 
 def _note(gpu: Gpu) -> str:
     if gpu.assumed:
-        return "no NVIDIA GPU here: the rules of SM80 and later; name yours with --device"
+        return f"no NVIDIA GPU here: the rules of SM{gpu.capability} and later; name yours with --device"
     return f"{gpu.name}: compute capability {gpu.capability / 10:.1f} ({gpu.source})"

@@ -7,14 +7,17 @@ A node stays in float32 when one of its tensors could leave the range of float16
 it, with a margin), when a small constant of its would become zero, when its operator squares, sums or
 exponentiates, or when ONNX has no 16-bit form of it. Inputs and outputs of the model keep their types.
 Q and DQ take 16-bit scales, for which ONNX needs opset 19.
+
+bfloat16 has float32's range and eight binary digits: nothing is too large or too small for it, and the
+same operators stay in float32 for their digits. Many operators take it from opset 22 only.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 import onnx_ir as oir
 
@@ -50,30 +53,38 @@ _TYPED = frozenset(
 )
 """Operators whose output type stands in an attribute or in a graph of their own."""
 
-_FLOAT, _HALF = oir.DataType.FLOAT, oir.DataType.FLOAT16
+_FLOAT = oir.DataType.FLOAT
+_TYPES = {"fp16": oir.DataType.FLOAT16, "bf16": oir.DataType.BFLOAT16}
 
 
 @dataclass(frozen=True)
 class CastHalf:
-    """Casts to float16; ``state.ranges`` tell which tensors are too large for it."""
+    """Casts to float16 or bfloat16; ``state.ranges`` tell which tensors are too large for float16.
 
+    Attributes:
+        kind: "fp16" or "bf16".
+    """
+
+    kind: str = "fp16"
     name: str = "cast-half"
 
     def run(self, state: CompileState) -> PassResult:
         """Edit ``state.model``; nodes left in float32 for a reason of their own are noted."""
         graph = state.model.graph
-        opset = default_opset(state.model)
+        half = _TYPES[self.kind]
+        schemas = _Schemas(default_opset(state.model), half)
         large = {
             name
             for name, r in state.ranges.items()
             if max(np.max(np.abs(r.low)), np.max(np.abs(r.high))) * MARGIN > LARGEST
+            and half == oir.DataType.FLOAT16
         }
         notes: list[Note] = []
         halves: list[oir.Node] = []
         for node in graph:
             if not any(_is_float(v) for v in (*node.inputs, *node.outputs)):
                 continue
-            reason = _reason(node, opset, large)
+            reason = _reason(node, schemas, large)
             if not reason:
                 halves.append(node)
             elif reason != _NOTHING:
@@ -81,7 +92,7 @@ class CastHalf:
         apart = _uneven(graph, halves)
         notes += [Note(n.name or n.op_type, f"stays float32: {_UNEVEN}") for n in apart]
         halves = [node for node in halves if node not in apart]
-        _Caster(graph, opset).cast(halves)
+        _Caster(graph, schemas.ports, half).cast(halves)
         return PassResult(len(halves), tuple(notes))
 
 
@@ -123,22 +134,24 @@ def _is_float(value: oir.Value | None) -> bool:
     return value is not None and value.dtype == _FLOAT
 
 
-def _reason(node: oir.Node, opset: int, large: set[str]) -> str:
-    """Why a node stays float32, "" when it can be float16."""
+def _reason(node: oir.Node, schemas: _Schemas, large: set[str]) -> str:
+    """Why a node stays float32, "" when it can have 16 bits."""
     if node.op_type in _TYPED or node.domain != "":
         return _NOTHING if node.domain == "" else "its operator is not ONNX's"
     if node.op_type in _SUMS:
-        return f"{node.op_type} leaves the range of float16 or loses digits in it"
+        return f"{node.op_type} leaves the range of 16 bits or loses digits in them"
     if node.op_type in _SCALED:
-        return _scale_reason(node, opset)
-    able = _halvable(node, opset)
+        return _scale_reason(node, schemas)
+    able = schemas.ports(node)
     if not able[0] and not able[1]:
         return _NOTHING
     if any(_is_float(v) and i not in able[1] for i, v in enumerate(node.outputs)):
-        return "ONNX has no form of it with a float16 result"
+        return f"ONNX has no form of it with a {schemas.word} result"
     for value in (*node.inputs, *node.outputs):
         if _is_float(value) and value is not None and (value.name or "") in large:
             return f"'{value.name}' is too large for float16"
+    if schemas.half != oir.DataType.FLOAT16:
+        return ""
     for index in able[0]:
         array = constant(node.inputs[index])
         if array is None or array.size == 0 or array.dtype != np.float32:
@@ -156,13 +169,15 @@ def _name(node: oir.Node, index: int) -> str:
     return "" if value is None else value.name or ""
 
 
-def _scale_reason(node: oir.Node, opset: int) -> str:
-    if opset < SCALE_OPSET:
+def _scale_reason(node: oir.Node, schemas: _Schemas) -> str:
+    if schemas.opset < SCALE_OPSET:
         return f"scales of 16 bits need opset {SCALE_OPSET}"
     scale = constant(node.inputs[1])
     if scale is None:
         return "its scale is computed at run time"
-    if scale.size and (scale.min() < _SMALLEST_SCALE or scale.max() > LARGEST / 128):
+    if schemas.half != oir.DataType.FLOAT16:
+        return ""
+    if scale.size and (scale.min() < _SMALLEST_SCALE or scale.max() > LARGEST / 512):
         return "its scale does not fit float16"
     stored = constant(node.inputs[0])
     if node.op_type == "QuantizeLinear" and stored is not None and np.abs(stored).max() > LARGEST:
@@ -170,43 +185,60 @@ def _scale_reason(node: oir.Node, opset: int) -> str:
     return ""
 
 
-def _halvable(node: oir.Node, opset: int) -> tuple[set[int], set[int]]:
-    """Indices of float inputs and outputs that ONNX lets be float16."""
-    try:
-        schema = onnx.defs.get_schema(node.op_type, opset, "")
-    except onnx.defs.SchemaError:
-        return set(), set()
-    allowed = {c.type_param_str: set(c.allowed_type_strs) for c in schema.type_constraints}
+Ports = tuple[set[int], set[int]]
+"""Indices of inputs and outputs."""
 
-    def able(formal: list[onnx.defs.OpSchema.FormalParameter], index: int) -> bool:
-        if not formal:
-            return False
-        one = formal[min(index, len(formal) - 1)]
-        return "tensor(float16)" in allowed.get(one.type_str, {one.type_str})
 
-    inputs = {i for i, v in enumerate(node.inputs) if _is_float(v) and able(list(schema.inputs), i)}
-    outputs = {
-        i for i, v in enumerate(node.outputs) if _is_float(v) and able(list(schema.outputs), i)
-    }
-    return inputs, outputs
+@dataclass(frozen=True)
+class _Schemas:
+    """What ONNX's operators take in an opset."""
+
+    opset: int
+    half: oir.DataType
+
+    @property
+    def word(self) -> str:
+        """The type as ONNX writes it."""
+        return self.half.name.lower()
+
+    def ports(self, node: oir.Node) -> Ports:
+        """Float inputs and outputs of a node that ONNX lets have 16 bits."""
+        try:
+            schema = onnx.defs.get_schema(node.op_type, self.opset, "")
+        except onnx.defs.SchemaError:
+            return set(), set()
+        allowed = {c.type_param_str: set(c.allowed_type_strs) for c in schema.type_constraints}
+
+        def able(formal: list[onnx.defs.OpSchema.FormalParameter], index: int) -> bool:
+            if not formal:
+                return False
+            one = formal[min(index, len(formal) - 1)]
+            return f"tensor({self.word})" in allowed.get(one.type_str, {one.type_str})
+
+        ins, outs = list(schema.inputs), list(schema.outputs)
+        return (
+            {i for i, v in enumerate(node.inputs) if _is_float(v) and able(ins, i)},
+            {i for i, v in enumerate(node.outputs) if _is_float(v) and able(outs, i)},
+        )
 
 
 @dataclass
 class _Caster:
-    """Changes types and puts casts between float32 and float16 nodes, one for each tensor."""
+    """Changes types and puts casts between nodes of 32 and 16 bits, one for each tensor."""
 
     graph: oir.Graph
-    opset: int
+    ports: Callable[[oir.Node], Ports]
+    half: oir.DataType
     constants: dict[oir.Value, oir.Value] = field(default_factory=dict)
     casts: dict[tuple[oir.Value, oir.DataType], oir.Value] = field(default_factory=dict)
 
     def cast(self, halves: list[oir.Node]) -> None:
-        """Make ``halves`` float16."""
-        ports = {node: _halvable(node, self.opset) for node in halves}
+        """Give ``halves`` 16 bits."""
+        ports = {node: self.ports(node) for node in halves}
         changed = [node.outputs[i] for node, (_, outputs) in ports.items() for i in outputs]
         for value in changed:
             # A clone of a model shares its types, so another one, not another dtype of this one.
-            value.type = oir.TensorType(_HALF)
+            value.type = oir.TensorType(self.half)
         for node, (inputs, _) in ports.items():
             for index in sorted(inputs):
                 read = node.inputs[index]
@@ -228,14 +260,14 @@ class _Caster:
     def _half(self, value: oir.Value) -> oir.Value:
         array = constant(value)
         if array is None or value.producer() is not None or value.is_graph_input():
-            return self._cast(value, _HALF)
+            return self._cast(value, self.half)
         if value not in self.constants:
             with np.errstate(over="ignore"):
-                small: npt.NDArray[np.float16] = array.astype(np.float16)
+                small = array.astype(self.half.numpy())
             name = fresh_name(self.graph, f"{value.name}_half")
             new = oir.Value(
                 name=name,
-                type=oir.TensorType(_HALF),
+                type=oir.TensorType(self.half),
                 shape=value.shape,
                 const_value=oir.tensor(small, name=name),
             )
@@ -246,7 +278,7 @@ class _Caster:
     def _cast(self, value: oir.Value, to: oir.DataType) -> oir.Value:
         """``value`` in another type; one Cast behind its producer serves all."""
         if (value, to) not in self.casts:
-            name = f"{value.name}_{'half' if to == _HALF else 'float'}"
+            name = f"{value.name}_{'half' if to == self.half else 'float'}"
             result = oir.Value(
                 name=fresh_name(self.graph, name), type=oir.TensorType(to), shape=value.shape
             )
@@ -266,7 +298,7 @@ class _Caster:
         return self.casts[value, to]
 
     def _keep_output(self, value: oir.Value) -> None:
-        """The model's output keeps its name and type; the float16 tensor takes another name."""
+        """The model's output keeps its name and type; the 16-bit tensor takes another name."""
         wide = self._cast(value, _FLOAT)
         for index, output in enumerate(self.graph.outputs):
             if output is value:

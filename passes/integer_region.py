@@ -14,7 +14,7 @@ from qcompile.ir.errors import PassError, TargetError
 from qcompile.ir.graph import single_consumer
 from qcompile.ir.manager import CompileState
 from qcompile.ir.notes import Note
-from qcompile.ir.plan import INT8
+from qcompile.ir.plan import FP8, INT8
 from qcompile.passes.quantizable import Site, classify, static_sites
 
 __all__ = ["Region", "integer_region", "observed_tensors", "pairs", "qdq_tensors"]
@@ -92,7 +92,7 @@ def integer_region(state: CompileState) -> Region:
 
     Raises:
         PassError: there is no plan.
-        TargetError: the user pinned a node to int8 that the target cannot run so.
+        TargetError: the user pinned a node to a precision that the target cannot run so.
     """
     if state.plan is None:
         raise PassError("no plan: choose one before the Q/DQ nodes are inserted")
@@ -106,20 +106,26 @@ def integer_region(state: CompileState) -> Region:
         if owner is not None and owner.node in region.sites:
             region.absorbed[next(iter(site.activations.values()))] = site.outputs[0]
             continue
-        if choice is None or choice.precision != INT8:
+        if choice is None or choice.precision not in (INT8, FP8):
             continue
-        reason = site.reason or ("" if owner is None else f"'{owner.origin}' before it is float")
+        reason = _other_form(choice.precision, state.target.precision) or site.reason
+        if not reason and owner is not None:
+            reason = f"'{owner.origin}' before it is float"
         if not reason:
             region.sites[site.node] = site
         elif choice.pinned:
             raise TargetError(
-                f"node '{site.origin}' ({site.op_type}) is pinned to int8 but cannot be: {reason}; "
-                "remove the pin or set it to float"
+                f"node '{site.origin}' ({site.op_type}) is pinned to {choice.precision} but "
+                f"cannot be: {reason}; remove the pin or set it to float"
             )
         else:
             region.refused.append(Note(site.origin, f"stays float: {reason}"))
     _choose_tensors(state.model.graph, region, state.qparams)
     return region
+
+
+def _other_form(asked: str, able: str) -> str:
+    return "" if asked == able else f"the target's form is {able}, not {asked}"
 
 
 def _choose_tensors(graph: oir.Graph, region: Region, given: Collection[str]) -> None:

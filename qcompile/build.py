@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -60,6 +61,7 @@ class Builder:
         disabled: passes to skip.
         learned: integers and bias shifts for the layers that a plan makes integer.
         given: scales and weights that the model brought along; nothing replaces them.
+        config: session options under which what was built computes what it says.
         quantize_passes: run in order on a copy of the model; the last ones insert Q/DQ.
     """
 
@@ -71,6 +73,7 @@ class Builder:
     learned: Learned = NOTHING_LEARNED
     given: Given = NOTHING_GIVEN
     quantize_passes: tuple[Pass, ...] = (CorrectBias(), InsertQDQ())
+    config: Mapping[str, str] = field(default_factory=dict)
     _made: dict[tuple[tuple[str, str], ...], Build] = field(default_factory=dict)
 
     def build(self, plan: PrecisionPlan) -> Build:
@@ -80,12 +83,16 @@ class Builder:
             self._made[key] = self._build(plan, self.work / f"plan{len(self._made)}.onnx")
         return self._made[key]
 
+    def known_ranges(self) -> dict[str, TensorRange]:
+        """What the passes are told of tensors."""
+        return dict(self.ranges)
+
     def portable(self, plan: PrecisionPlan) -> tuple[oir.Model, tuple[PassRecord, ...]]:
         """The Q/DQ model alone."""
         state = CompileState(
             self.model.clone(),
             self.target,
-            ranges=dict(self.ranges),
+            ranges=self.known_ranges(),
             qparams=dict(self.given.qparams),
             weights={**self.learned.weights, **self.given.weights},
             bias_shifts=dict(self.learned.bias_shifts),

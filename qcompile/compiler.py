@@ -14,7 +14,6 @@ from qcompile.attempts import pass_gate
 from qcompile.backends.ort import check_runtime
 from qcompile.backends.tables import get_target
 from qcompile.build import Builder
-from qcompile.ir.errors import OptionError
 from qcompile.ir.save import save_model
 from qcompile.job import Job, gather, start_plan
 from qcompile.learned import find_learned
@@ -75,9 +74,7 @@ def compile_with(source: Any, options: Options, reporter: Reporter | None = None
     """Compile with a complete record of options; see ``compile``."""
     check_runtime()
     stages = Stages(reporter or Silent())
-    target = get_target(options.target, options.device)
-    if options.rest == "fp16" and not target.half_rest:
-        raise OptionError(f"--rest fp16: {target.name} runs what stays float in float32")
+    target = get_target(options.target, options.device).with_rest(options.rest)
     keep, output = _output(source, options)
     writable(output, options.force)
     # what a session still maps cannot be removed on Windows; that is no reason to fail

@@ -17,7 +17,7 @@ from qcompile.backends.trt_layers import realised_precision
 from qcompile.backends.trt_library import find_library
 from qcompile.ir.errors import BackendMissingError, TargetError
 from qcompile.ir.graph import origin
-from qcompile.ir.plan import FLOAT, INT8, PrecisionPlan
+from qcompile.ir.plan import FLOAT, FP8, INT8, PrecisionPlan
 from qcompile.ir.target import Target
 
 __all__ = ["EngineCheck", "check_engine", "shape_profile"]
@@ -32,7 +32,7 @@ class EngineCheck:
         refused: why the library takes the model not at all.
         realised: origin id -> precision of its kernel; empty without a build.
         executed_as: origin id -> kinds of its kernels.
-        reasons: origin id -> what stands in the engine instead of the integer kernel asked for.
+        reasons: origin id -> what stands in the engine instead of the 8-bit kernel asked for.
         note: one sentence for the report.
     """
 
@@ -79,7 +79,7 @@ def check_engine(
         return EngineCheck(None, "", {}, {}, {}, f"{what}: {e}")
     kernels = [k for k in build.layers if k.kind not in ("signal", "wait")]
     note = f"{what}: {len(kernels)} kernels in {build.seconds:.1f} s; built, not executed"
-    return _layers(build, model, plan, note)
+    return _layers(build, model, plan, target.precision, note)
 
 
 def _nearest(wanted: str, able: tuple[str, ...]) -> str:
@@ -91,7 +91,9 @@ def _nearest(wanted: str, able: tuple[str, ...]) -> str:
     return max(below or able, key=lambda c: int(c[2:]))
 
 
-def _layers(build: EngineBuild, model: oir.Model, plan: PrecisionPlan, note: str) -> EngineCheck:
+def _layers(
+    build: EngineBuild, model: oir.Model, plan: PrecisionPlan, form: str, note: str
+) -> EngineCheck:
     choices = plan.by_origin()
     realised: dict[str, str] = {}
     executed: dict[str, list[str]] = {}
@@ -103,10 +105,10 @@ def _layers(build: EngineBuild, model: oir.Model, plan: PrecisionPlan, note: str
         kernels = [k for k in build.layers if (node.name or "") in k.nodes]
         executed[name] = list(dict.fromkeys(k.kind for k in kernels))
         found = realised_precision(build.layers, node.name or "")
-        if choices[name].precision != INT8:
-            realised[name] = found if found in ("int8", "fp8") else FLOAT
-        elif found == INT8 or (node.op_type == "Add" and _reads_integers(build, node)):
-            realised[name] = INT8
+        if choices[name].precision != form:
+            realised[name] = found if found in (INT8, FP8) else FLOAT
+        elif found == form or (node.op_type == "Add" and _reads_8_bits(build, node)):
+            realised[name] = form
         else:
             realised[name] = FLOAT
             own = "; ".join(
@@ -117,6 +119,6 @@ def _layers(build: EngineBuild, model: oir.Model, plan: PrecisionPlan, note: str
     return EngineCheck(build, "", realised, executed, reasons, note)
 
 
-def _reads_integers(build: EngineBuild, node: oir.Node) -> bool:
-    """A residual is integer where a kernel that adds it reads 8 bits."""
-    return any("Int8" in k.inputs for k in build.layers if (node.name or "") in k.nodes)
+def _reads_8_bits(build: EngineBuild, node: oir.Node) -> bool:
+    """A residual is 8-bit where a kernel that adds it reads 8 bits."""
+    return any({"Int8", "FP8"} & {*k.inputs} for k in build.layers if (node.name or "") in k.nodes)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from qcompile.backends.ort import AS_WRITTEN, Session, open_session
+from qcompile.backends.ort import AS_WRITTEN, CPU, Session, open_session
 from qcompile.compare import OutputComparison, OutputResult, compare_outputs
 from qcompile.interface import at_batch, interface_faults, is_repeated, shape_extremes
 from qcompile.ir.errors import CalibrationError, ModelError, OptionError
@@ -74,6 +74,7 @@ def judge(
     speed: bool = True,
     custom_ops: Path | None = None,
     config: Mapping[str, str] | None = None,
+    provider: str = CPU,
     progress: Callable[[str, float], None] | None = None,
 ) -> GateResult:
     """Judge an artifact. A model that the runtime refuses is a verdict, not an exception.
@@ -95,7 +96,8 @@ def judge(
         budget_s: time for timing.
         speed: False skips timing (its check is then "skipped").
         custom_ops: library with custom operators.
-        config: session options under which the artifact's outputs are compared.
+        config: session options under which the artifact is opened and compared.
+        provider: what both models are timed on.
         progress: told the stage ("open", "compare", "score", "time") and the share of it done.
 
     Raises:
@@ -107,7 +109,7 @@ def judge(
         raise CalibrationError("no held-back samples to judge with; at least one is needed")
     limits = limits or Limits()
     gate = _Gate(Path(float_model), Path(artifact), feeds, limits, threads, custom_ops, progress)
-    gate.config, gate.reference = config, reference
+    gate.config, gate.reference, gate.provider = config, reference, provider
     gate.sizes()
     if gate.opens(extremes) and gate.interface():
         gate.accuracy(list(names) or [str(i) for i in range(len(feeds))], slices or {}, rollout)
@@ -151,6 +153,7 @@ class _Gate:
     loads: dict[str, LoadResult] = field(default_factory=dict)
     config: Mapping[str, str] | None = None
     reference: Path | None = None
+    provider: str = CPU
 
     def sizes(self) -> None:
         self.float_bytes = model_bytes(self.float_model)
@@ -184,7 +187,7 @@ class _Gate:
             raise ModelError(f"the float model cannot run {tried[0][0]}: {base.errors[0]}")
         self._tell("open", 0.5)
         try:
-            self.loads = {"float": base, "artifact": measure_load(self.artifact, feeds, **options)}
+            self.loads = {"float": base, "artifact": self._load(feeds, options)}
         except ModelError as e:
             self.checks.append(Check("opens", FAIL, str(e)))
             return False
@@ -199,6 +202,9 @@ class _Gate:
             elif feed is batched:
                 self.batched = True
         return not any(c.state == FAIL for c in self.checks if c.name == "runs")
+
+    def _load(self, feeds: list[Feed], options: Mapping[str, Any]) -> LoadResult:
+        return measure_load(self.artifact, feeds, **options, config=self.config)
 
     batched: bool = False
 
@@ -348,6 +354,7 @@ class _Gate:
                 budget_s=budget_s,
                 custom_ops=self.custom_ops,
                 load=False,
+                provider=self.provider,
                 progress=lambda share: self._tell("time", share),
             )
         except ModelError as e:

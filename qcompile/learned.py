@@ -52,6 +52,8 @@ def find_learned(
     options = job.options
     if lock is not None:
         return _locked(job, lock, output)
+    if job.prepared.target.precision != INT8:
+        return Learned(notes=(Note("", "nothing learned: only integers are"),))
     if job.data.random:
         return Learned(notes=(Note("", "nothing learned: the data are random"),))
     effort = EFFORTS[options.effort]

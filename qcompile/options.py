@@ -59,7 +59,7 @@ class Options:
         allow_random: let random calibration data count as delivered, with a warning.
         custom_ops: a library with custom operators.
         fix_weights: take weights that are also graph inputs (overridable defaults) as constants.
-        rest: type of what stays float, "fp16" or "fp32"; None = as the target has it.
+        rest: type of what stays float, "fp16", "bf16" or "fp32"; None = as the target has it.
         opset: pin the default-domain opset of the result.
         min_ort: oldest ONNX Runtime that must open the result ("1.17").
         costs: a costs.json to use instead of measuring.
@@ -129,7 +129,7 @@ _CHOICES: dict[str, Sequence[str]] = {
     "effort": EFFORTS,
     "method": METHODS,
     "metric_direction": ("max", "min"),
-    "rest": ("fp16", "fp32"),
+    "rest": ("fp16", "bf16", "fp32"),
 }
 
 

@@ -1,7 +1,8 @@
 """The flow for targets whose runtime is not here: the Q/DQ model is the artifact, the device finishes it.
 
 Accuracy is that of the Q/DQ graph as written, run by ONNX Runtime without its own quantization rules.
-Speed is not measured: ``deploy/device.py`` does that on the device.
+Speed is not measured: ``deploy/device.py`` does that on the device. A half-precision model for ONNX
+Runtime itself is timed where one of its GPU providers starts.
 """
 
 from __future__ import annotations
@@ -15,23 +16,25 @@ from typing import Any, Protocol
 import onnx_ir as oir
 
 from qcompile.artifact import LOCK, new_artifact
-from qcompile.backends.ort import AS_WRITTEN, open_session
+from qcompile.backends.ort import AS_WRITTEN, CPU, gpu_provider
 from qcompile.backends.trt import Profile
-from qcompile.build import Builder
-from qcompile.compare import OutputComparison, compare_outputs
+from qcompile.build import Build, Builder
 from qcompile.engine_check import EngineCheck, check_engine, shape_profile
 from qcompile.float_peaks import float_peaks
 from qcompile.gate import judge
-from qcompile.ir.manager import PassRecord
+from qcompile.ir.affine import TensorRange
 from qcompile.ir.plan import FLOAT, PrecisionPlan
 from qcompile.ir.save import save_model
 from qcompile.job import Job, start_plan
+from qcompile.learned import find_learned
+from qcompile.learning import Learned
 from qcompile.lock import Lock
-from qcompile.passes.cast_half import CastHalf
-from qcompile.passes.insert_qdq import InsertQDQ
 from qcompile.planner.by_groups import Tried, accurate_plan
+from qcompile.planner.race import Race
 from qcompile.planner.search import needed_db
+from qcompile.portable_build import PortableBuilder, portable_passes
 from qcompile.portable_write import write_portable
+from qcompile.range_choice import choose_ranges
 from qcompile.ranges import Ranges
 from qcompile.reporter import Reporter
 from qcompile.result import CompileResult
@@ -55,21 +58,15 @@ class Portable:
     """A Q/DQ model and all that is known about it.
 
     Attributes:
-        plan: what it realises.
-        model: the graph.
-        path: its file.
-        records: log of the QUANTIZE passes.
+        build: what the plan became; its file is a form of it that runs here.
         tried: the plans that were compared, the last one taken.
         profile: shapes of the samples.
         engine: what the device's library makes of it.
         gate: accuracy and what else could be checked.
-        baseline: the half-precision model that users would deploy otherwise, None with a float32 rest.
+        baseline: the half-precision model that users would deploy otherwise, None where this is one.
     """
 
-    plan: PrecisionPlan
-    model: oir.Model
-    path: Path
-    records: tuple[PassRecord, ...]
+    build: Build
     tried: tuple[Tried, ...]
     profile: Profile
     engine: EngineCheck
@@ -87,43 +84,61 @@ def compile_portable(
     keep: object,
 ) -> CompileResult:
     """Plan for accuracy, check legality as far as it goes, write the artifact for the device."""
-    options, target = job.options, job.prepared.target
-    half = target.half_rest and options.rest != "fp32"
-    if half and lock is None:
+    target = job.prepared.target
+    rest = target.rests[0]
+    peaks: dict[str, TensorRange] = {}
+    if rest == "fp16" and lock is None:
         with stages("calibrate"):
             peaks = float_peaks(
-                job.prepared.model, job.data.selection(), job.work, options.custom_ops
+                job.prepared.model, job.data.selection(), job.work, job.options.custom_ops
             )
-            ranges = replace(ranges, chosen={**peaks, **ranges.chosen})
-    builder = Builder(
-        job.prepared.model,
-        target,
-        ranges.chosen,
-        job.work,
-        frozenset(options.disable),
-        given=job.prepared.given,
-        quantize_passes=(InsertQDQ(), CastHalf()) if half else (InsertQDQ(),),
-    )
+    start = start_plan(job, ranges.chosen, lock)
+    with stages("learn"):
+        learned = Learned()
+        if target.ops:
+            learned = find_learned(job, ranges.chosen, start, lock, stages.reporter.advance, output)
     with stages("plan"):
-        start = start_plan(job, ranges.chosen, lock)
+        builder: Builder = PortableBuilder(
+            job.prepared.model,
+            target,
+            ranges.chosen,
+            job.work,
+            frozenset(job.options.disable),
+            learned,
+            job.prepared.given,
+            portable_passes(rest),
+            peaks=peaks,
+        )
+        if target.ops:
+            ranges, builder = choose_ranges(job, ranges, builder, start, stages.reporter.advance)
         tried = _plans(job, builder, start, replay=lock is not None)
-        plan = tried[-1].plan
-        model, records = builder.portable(plan)
-        path = job.work / "portable.onnx"
-        save_model(model, path)
+        build = builder.build(tried[-1].plan)
+        ranges = replace(ranges, chosen=builder.known_ranges())
     with stages("check engine"):
         feeds = [*job.data.calibration, *job.data.held]
         profile = shape_profile([{k: v.shape for k, v in feed.items()} for feed in feeds])
-        engine = check_engine(path, model, plan, target, profile)
+        engine = _engine_of(job, build, profile)
     with stages("gate"):
-        gate = _judge(job, path, engine)
-    baseline = None if not half else builder.portable(_all_float(plan))[0]
-    made = Portable(plan, model, path, records, tuple(tried), profile, engine, gate, baseline)
-    with stages("write"), new_artifact(output, options.force) as folder:
+        gate = _judge(job, build.path, engine)
+    baseline = None
+    if rest != "fp32" and target.ops:
+        baseline = builder.portable(_all_float(build.plan))[0]
+    made = Portable(build, tuple(tried), profile, engine, gate, baseline)
+    with stages("write"), new_artifact(output, job.options.force) as folder:
         report, code = write_portable(folder, job, ranges, made, key, stages.seconds, output)
         if lock is not None:
-            lock.check_outputs(report.data["hashes"], options.lock or Path(LOCK))
+            lock.check_outputs(report.data["hashes"], job.options.lock or Path(LOCK))
     return CompileResult(report, output, code, keep=keep)
+
+
+def _engine_of(job: Job, build: Build, profile: Profile) -> EngineCheck:
+    """What the target's own library makes of a build."""
+    target = job.prepared.target
+    if target.backend == "ort":
+        return EngineCheck(None, "", {}, {}, {}, "opened by ONNX Runtime")
+    path = job.work / "engine.onnx"
+    save_model(build.portable, path)
+    return check_engine(path, build.portable, build.plan, target, profile)
 
 
 def _all_float(plan: PrecisionPlan) -> PrecisionPlan:
@@ -131,25 +146,19 @@ def _all_float(plan: PrecisionPlan) -> PrecisionPlan:
 
 
 def _plans(job: Job, builder: Builder, start: PrecisionPlan, *, replay: bool) -> list[Tried]:
+    options = job.options
     feeds = job.data.selection()
-    options: dict[str, Any] = {
-        "threads": job.options.threads,
-        "custom_ops": job.options.custom_ops,
-    }
-    session = job.open_reference()
-    wanted = [session.run(feed) for feed in feeds]
-    path = job.work / "tried.onnx"
+    race = Race(
+        builder,
+        job.float_path,
+        feeds,
+        options.threads,
+        options.custom_ops,
+        reference=job.reference,
+    )
 
     def measure(plan: PrecisionPlan) -> float | None:
-        save_model(builder.portable(plan)[0], path)
-        tried = open_session(path, config=AS_WRITTEN, **options)
-        compared: dict[str, OutputComparison] = {}
-        for i, feed in enumerate(feeds):
-            compare_outputs(compared, str(i), None, wanted[i], tried.run(feed))
-        results = [c.result() for c in compared.values()]
-        return min(
-            (r.sqnr_db for r in results if r.sqnr_db is not None and not r.zero), default=None
-        )
+        return race.accuracy("", plan).sqnr_db
 
     if replay:
         return [Tried("replayed from the lock", start, measure(start))]
@@ -160,17 +169,20 @@ def _plans(job: Job, builder: Builder, start: PrecisionPlan, *, replay: bool) ->
 def _judge(job: Job, path: Path, engine: EngineCheck) -> GateResult:
     """Everything but speed; a verdict that nothing spoils is "not measured"."""
     data, options = job.data, job.options
+    provider = gpu_provider() if job.prepared.target.backend == "ort" else None
     found = judge(
         job.float_path,
         path,
         list(data.held),
-        replace(job.limits(), max_latency_ms=None),
+        job.limits() if provider else replace(job.limits(), max_latency_ms=None),
         metric=data.metric,
         names=data.held.names,
         slices=options.slices,
         extremes=data.extremes(),
         threads=options.threads,
-        speed=False,
+        speed=provider is not None,
+        budget_s=options.gate_time,
+        provider=provider or CPU,
         custom_ops=options.custom_ops,
         config=AS_WRITTEN,
         reference=job.reference,
@@ -180,10 +192,11 @@ def _judge(job: Job, path: Path, engine: EngineCheck) -> GateResult:
     if engine.refused:
         checks.append(Check("builds", FAIL, engine.refused))
         verdict, headline = NOT_DELIVERED, f"NOT DELIVERED: {engine.refused}"
-    elif verdict == DELIVERED:
+    elif verdict == DELIVERED and provider is None:
         verdict = NOT_MEASURED
-        headline = f"NOT MEASURED: no GPU with {_library(job)} here; {_accuracy(found)}"
-    notes = found.notes if engine.build is not None else (*found.notes, engine.note)
+        headline = f"NOT MEASURED: no {_library(job)} here; {_accuracy(found)}"
+    known = engine.build is not None or job.prepared.target.backend == "ort"
+    notes = found.notes if known else (*found.notes, engine.note)
     # The Q/DQ file's size says nothing about the engine's.
     return replace(
         found,
@@ -191,12 +204,14 @@ def _judge(job: Job, path: Path, engine: EngineCheck) -> GateResult:
         headline=headline,
         checks=tuple(checks),
         notes=notes,
-        artifact_bytes=None,
+        artifact_bytes=found.artifact_bytes if job.prepared.target.backend == "ort" else None,
     )
 
 
 def _library(job: Job) -> str:
-    return {"trt": "TensorRT"}.get(job.prepared.target.backend, job.prepared.target.backend)
+    return {"trt": "GPU with TensorRT", "ort": "GPU provider of ONNX Runtime"}[
+        job.prepared.target.backend
+    ]
 
 
 def _accuracy(found: GateResult) -> str:

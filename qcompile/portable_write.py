@@ -9,13 +9,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qcompile.artifact import LOCK, PORTABLE, file_sha256, write_manifest
-from qcompile.backends.ort import open_session
+from qcompile.artifact import LOCK, MODEL, PORTABLE, file_sha256, write_manifest
+from qcompile.backends.ort import AS_WRITTEN, open_session
 from qcompile.environment import describe_machine, describe_versions
 from qcompile.ir.graph import origin
 from qcompile.ir.plan import FLOAT
 from qcompile.ir.save import save_model
 from qcompile.job import Job
+from qcompile.learned_file import LEARNED, write_learned
 from qcompile.lock import Lock
 from qcompile.oldest_runtime import oldest_runtime
 from qcompile.outcome import GATE_NOT_MET, settle
@@ -24,8 +25,8 @@ from qcompile.ranges import Ranges
 from qcompile.report import REPORT_VERSION, CompileReport, notes_as_data, passes_as_data
 from qcompile.reuse import byte_inputs
 from qcompile.trace import mac_counts
-from qcompile.verdict import NOT_DELIVERED, NOT_MEASURED, to_jsonable
-from qcompile.write import describe_model, save_samples, write_preview
+from qcompile.verdict import DELIVERED, INCONCLUSIVE, NOT_DELIVERED, NOT_MEASURED, to_jsonable
+from qcompile.write import describe_model, save_samples, write_deploy, write_preview
 
 if TYPE_CHECKING:
     from qcompile.portable_flow import Portable
@@ -54,39 +55,49 @@ def write_portable(
     """
     layers, share = _layers(job, made)
     outcome = settle(made.gate, job, layers)
+    target, build = job.prepared.target, made.build
     must_know = "realised" in job.options.require or job.options.strict
-    if must_know and made.engine.build is None and outcome.verdict != NOT_DELIVERED:
+    unknown = target.backend == "trt" and made.engine.build is None
+    if must_know and unknown and outcome.verdict != NOT_DELIVERED:
         text = f"NOT DELIVERED: {made.engine.note}"
         outcome = replace(outcome, verdict=NOT_DELIVERED, exit_code=GATE_NOT_MET, headline=text)
-    handed_over = outcome.verdict == NOT_MEASURED
+    handed_over = outcome.verdict in (DELIVERED, INCONCLUSIVE, NOT_MEASURED)
     place = folder if handed_over else folder / "rejected"
     place.mkdir(exist_ok=True)
-    save_model(made.model, place / PORTABLE)
-    hashes = {PORTABLE: file_sha256(place / PORTABLE)}
-    (folder / "plan.json").write_text(made.plan.to_json(), encoding="utf-8", newline="\n")
+    # What ONNX Runtime executes itself is no intermediate form.
+    name = MODEL if target.backend == "ort" else PORTABLE
+    save_model(build.portable, place / name)
+    hashes = {name: file_sha256(place / name)}
+    (folder / "plan.json").write_text(build.plan.to_json(), encoding="utf-8", newline="\n")
     if ranges.calibration is not None:
         ranges.calibration.save(folder / "ranges.npz")
-    lock = Lock(byte_inputs(dict(key)), ranges.chosen, made.plan, hashes, "")
+    digest, learned = "", build.learned
+    if learned.weights or learned.bias_shifts:
+        write_learned(folder / LEARNED, learned, job.prepared.model)
+        digest = file_sha256(folder / LEARNED)
+    lock = Lock(byte_inputs(dict(key)), ranges.chosen, build.plan, hashes, digest)
     (folder / LOCK).write_text(lock.to_json(), encoding="utf-8", newline="\n")
-    if handed_over:
-        _write_deploy(folder / "deploy", place / PORTABLE, job, made)
+    script = "run.py" if target.backend == "ort" else "device.py"
+    if handed_over and target.backend == "ort":
+        write_deploy(folder / "deploy", place / MODEL, list(job.data.held)[:SAMPLES])
+    elif handed_over:
+        _write_deploy(folder / "deploy", job, made)
     write_preview(folder, job)
-    oldest = oldest_runtime(made.model)
+    oldest = oldest_runtime(build.portable)
     data = {
         "version": REPORT_VERSION,
         "verdict": outcome.verdict,
-        "delivered_form": "quantized",
+        "delivered_form": "quantized" if target.ops else "float",
         "oldest_onnxruntime": {"version": oldest.text, "because": list(oldest.because)},
         "exit_code": outcome.exit_code,
         "headline": outcome.headline,
         "warnings": list(outcome.warnings),
-        "next": f"on the device: python3 {output.name}/deploy/device.py"
+        "next": f"on the device: python3 {output.name}/deploy/{script}"
         if handed_over
         else outcome.advice,
         "output": str(output),
         "model": describe_model(job),
-        "target": {"name": job.prepared.target.name, "device": job.prepared.target.device}
-        | {"notes": list(job.prepared.target.notes)},
+        "target": {"name": target.name, "device": target.device} | {"notes": list(target.notes)},
         "inputs": dict(key),
         "hashes": hashes,
         "calibration": {
@@ -96,6 +107,7 @@ def write_portable(
                 *job.prepared.given.findings(),
                 *job.data.findings,
                 *ranges.findings,
+                *learned.findings(),
             ],
         },
         "plan": {
@@ -105,8 +117,8 @@ def write_portable(
         "layers": layers,
         "integer_mac_share": share,
         "gate": made.gate.to_dict(),
-        "passes": passes_as_data((*job.prepared.records, *made.records)),
-        "notes": notes_as_data(job.prepared.notes),
+        "passes": passes_as_data((*job.prepared.records, *build.records)),
+        "notes": notes_as_data((*job.prepared.notes, *learned.notes, *build.notes)),
         "engine": _engine(made),
         "stages": [{"name": k, "seconds": round(v, 3)} for k, v in seconds.items()],
         "machine": describe_machine(),
@@ -120,8 +132,8 @@ def write_portable(
         {
             "qcompile": describe_versions().get("qcompile", ""),
             "verdict": outcome.verdict,
-            "target": job.prepared.target.name,
-            "device": job.prepared.target.device,
+            "target": target.name,
+            "device": target.device,
             "inputs": dict(key),
             "machine": describe_machine(),
             "seed": job.options.seed,
@@ -165,7 +177,7 @@ def _layers(job: Job, made: Portable) -> tuple[list[dict[str, Any]], float | Non
             "macs": by_origin.get(layer.origin, 0),
             "compute": layer.origin in compute,
         }
-        for layer in made.plan.layers
+        for layer in made.build.plan.layers
     ]
     total = sum(counts.values())
     integer = sum(r["macs"] for r in rows if r["realised"] != FLOAT)
@@ -191,15 +203,15 @@ def _engine(made: Portable) -> dict[str, Any]:
     }
 
 
-def _write_deploy(folder: Path, model: Path, job: Job, made: Portable) -> None:
+def _write_deploy(folder: Path, job: Job, made: Portable) -> None:
     """What finishes the artifact on the device, and what it is compared with."""
     folder.mkdir()
     shutil.copyfile(Path(__file__).parent / "deploy" / "device.py", folder / "device.py")
     save_model(job.prepared.model, folder / "float.onnx")
     if made.baseline is not None:
-        save_model(made.baseline, folder / "fp16.onnx")
+        save_model(made.baseline, folder / f"{job.prepared.target.rests[0]}.onnx")
     feeds = list(job.data.held)[:SAMPLES]
-    session = open_session(model, config={"session.disable_quant_qdq": "1"})
+    session = open_session(made.build.path, config=AS_WRITTEN)
     exact = job.open_reference()
     save_samples(folder / "sample_in.npz", feeds)
     save_samples(folder / "sample_out.npz", [session.run(feed) for feed in feeds])
@@ -207,6 +219,7 @@ def _write_deploy(folder: Path, model: Path, job: Job, made: Portable) -> None:
     options = job.options
     spec = {
         "model": describe_model(job)["name"],
+        "precision": _word(job),
         "min_sqnr": FLOOR_DB if options.min_sqnr is None else options.min_sqnr,
         "min_speedup": options.min_speedup,
         "shapes": {k: [list(s) for s in v] for k, v in made.profile.items()},
@@ -217,6 +230,11 @@ def _write_deploy(folder: Path, model: Path, job: Job, made: Portable) -> None:
     (folder / "trtexec.txt").write_text(
         trtexec_line(job, made) + "\n", encoding="utf-8", newline="\n"
     )
+
+
+def _word(job: Job) -> str:
+    target = job.prepared.target
+    return target.precision if target.ops else target.rests[0]
 
 
 def trtexec_line(job: Job, made: Portable) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from qcompile.build import Builder
-from qcompile.calibrators.choose import ESTIMATORS
+from qcompile.calibrators.choose import estimators
 from qcompile.ir.plan import PrecisionPlan
 from qcompile.job import Job
 from qcompile.planner.race import Race
@@ -38,8 +38,9 @@ def choose_ranges(
     if ranges.calibration is None or options.method != "auto" or options.effort == "fast":
         return ranges, builder
     feeds = job.data.selection()
+    names = ("auto", *estimators(job.prepared.target.activation))
     best, best_db, first_db, name = builder, float("-inf"), float("-inf"), "auto"
-    for count, method in enumerate(("auto", *ESTIMATORS)):
+    for count, method in enumerate(names):
         chosen = ranges.calibration.ranges(method)
         if method != "auto" and chosen == builder.ranges:
             continue
@@ -55,7 +56,7 @@ def choose_ranges(
             reference=job.reference,
         )
         found = race.accuracy(method, plan)
-        progress(count + 1, len(ESTIMATORS) + 1)
+        progress(count + 1, len(names))
         if found.refused or found.sqnr_db is None:
             continue
         if method == "auto":

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from qcompile.backends.ort import Session, open_session, runtime_version
+from qcompile.backends.ort import CPU, Session, open_session, runtime_version
 from qcompile.interval import median_interval
 from qcompile.ir.errors import QCompileError
 
@@ -58,6 +58,8 @@ def _open(job: Mapping[str, Any], path: str) -> Session:
         threads=job["threads"],
         spinning=job["spinning"],
         custom_ops=job["custom_ops"],
+        provider=job.get("provider", CPU),
+        config=job.get("config"),
     )
 
 

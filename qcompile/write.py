@@ -30,7 +30,7 @@ from qcompile.report import REPORT_VERSION, CompileReport, notes_as_data, passes
 from qcompile.reuse import byte_inputs
 from qcompile.verdict import DELIVERED, INCONCLUSIVE, NOT_MEASURED, GateResult, to_jsonable
 
-__all__ = ["describe_model", "save_samples", "write_artifact", "write_preview"]
+__all__ = ["describe_model", "save_samples", "write_artifact", "write_deploy", "write_preview"]
 
 SAMPLES = 4
 """Stored samples in deploy/."""
@@ -78,7 +78,7 @@ def write_artifact(
     lock = Lock(byte_inputs(dict(key)), ranges.chosen, build.plan, hashes, digest)
     (folder / LOCK).write_text(lock.to_json(), encoding="utf-8", newline="\n")
     if handed_over:
-        _write_deploy(folder / "deploy", place / MODEL, list(job.data.held)[:SAMPLES])
+        write_deploy(folder / "deploy", place / MODEL, list(job.data.held)[:SAMPLES])
     write_preview(folder, job)
     oldest = oldest_runtime(build.lowered)
     in_float = all(layer["requested"] == FLOAT for layer in layers)
@@ -156,7 +156,7 @@ def describe_model(job: Job) -> dict[str, Any]:
     }
 
 
-def _write_deploy(folder: Path, model: Path, feeds: Sequence[Feed]) -> None:
+def write_deploy(folder: Path, model: Path, feeds: Sequence[Feed]) -> None:
     """What someone without qcompile needs: a script, and samples with the outputs to expect."""
     folder.mkdir()
     for source in sorted((Path(__file__).parent / "deploy").iterdir()):

@@ -55,7 +55,9 @@ def child() -> None:
 def opened_here(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Open models in this process, half a second quicker each, except where `child` is asked for."""
 
-    def load(path: Path, feeds: Any, *, threads: int | None, custom_ops: Any) -> LoadResult:
+    def load(
+        path: Path, feeds: Any, *, threads: int | None, custom_ops: Any, config: Any = None
+    ) -> LoadResult:
         session, errors = open_session(path, threads=threads), []
         for feed in feeds:
             try:

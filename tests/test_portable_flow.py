@@ -15,7 +15,7 @@ import pytest
 
 import qcompile
 from qcompile.engine_check import EngineCheck, shape_profile
-from qcompile.ir.errors import OptionError
+from qcompile.ir.errors import TargetError
 from qcompile.ir.plan import FLOAT, INT8, LayerChoice, PrecisionPlan
 from qcompile.planner.by_groups import accurate_plan
 
@@ -105,7 +105,7 @@ def test_the_rest_is_half_unless_asked_otherwise(
     half = qcompile.compile(MODEL, target="tensorrt-fp16", output=tmp_path / "h", **options)
     assert half.exit_code == 0
     assert half.report.sqnr_db > 40
-    with pytest.raises(OptionError, match="--rest fp16: ort-int8"):
+    with pytest.raises(TargetError, match="--rest fp16: what stays float with ort-int8 is fp32"):
         qcompile.compile(MODEL, target="ort-int8", rest="fp16", output=tmp_path / "o", **options)
 
 
@@ -156,3 +156,35 @@ def test_a_plan_that_never_suffices_is_the_best_that_was_found() -> None:
 
 def test_an_engine_check_without_a_library_knows_nothing() -> None:
     assert EngineCheck(None, "", {}, {}, {}, "note").realised == {}
+
+
+@pytest.mark.parametrize(("target", "floor_db"), [("tensorrt-fp8", 20.0), ("tensorrt-bf16", 35.0)])
+def test_other_forms_end_not_measured_too(
+    feeds: list[dict[str, Any]], tmp_path: Path, target: str, floor_db: float
+) -> None:
+    result = qcompile.compile(
+        MODEL, target=target, calibration=feeds, output=tmp_path / "a", effort="fast", threads=1
+    )
+    assert result.exit_code == 0
+    assert result.verdict == "not measured"
+    assert result.report.sqnr_db > floor_db
+    onnx.checker.check_model(onnx.load(result.path / "model.qdq.onnx"), full_check=True)
+    spec = json.loads((result.path / "deploy" / "device_spec.json").read_text())
+    assert spec["precision"] == target.removeprefix("tensorrt-")
+
+
+def test_half_precision_for_onnx_runtime_is_judged_for_accuracy_without_a_gpu(
+    feeds: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    result = qcompile.compile(
+        MODEL, target="ort-fp16", calibration=feeds, output=tmp_path / "a", threads=1
+    )
+    assert result.exit_code == 0
+    assert result.headlines()[0].startswith(
+        "NOT MEASURED: no GPU provider of ONNX Runtime here; SQNR"
+    )
+    held = {t.data_type for t in onnx.load(result.path / "model.onnx").graph.initializer}
+    assert onnx.TensorProto.FLOAT16 in held
+    script = result.path / "deploy" / "run.py"
+    run = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr

@@ -70,7 +70,9 @@ __all__ = ["command"]
     help="Take weights that are also graph inputs as constants.",
 )
 @click.option(
-    "--rest", type=click.Choice(["fp16", "fp32"]), help="Type of what stays float [the target's]."
+    "--rest",
+    type=click.Choice(["fp16", "bf16", "fp32"]),
+    help="Type of what stays float [the target's].",
 )
 @click.option("--opset", type=int, help="Pin the default-domain opset of the result.")
 @click.option("--min-ort", help="Oldest ONNX Runtime that must open the result, for example 1.17.")

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import onnx_ir as oir
 
 from qcompile.ir.errors import CalibrationError, ModelError
-from qcompile.ir.spec import INTEGER_BITS, PER_TENSOR, Granularity, QuantSpec, per_axis
+from qcompile.ir.spec import FLOAT8, INTEGER_BITS, PER_TENSOR, Granularity, QuantSpec, per_axis
 
 __all__ = [
     "BIAS_SPEC",
@@ -78,6 +79,8 @@ class QParams:
 
 def storage_dtype(spec: QuantSpec) -> np.dtype[np.generic]:
     """The numpy dtype that holds a spec's integers; 4-bit values lie unpacked in 8-bit ones."""
+    if spec.dtype == FLOAT8:
+        return oir.DataType.FLOAT8E4M3FN.numpy()
     bits, signed = INTEGER_BITS[spec.dtype]
     return np.dtype(f"{'int' if signed else 'uint'}{max(bits, 8)}")
 
@@ -106,7 +109,7 @@ def solve(limits: TensorRange, spec: QuantSpec) -> QParams:
         )
     qmin, qmax = spec.qmin, spec.qmax
     if spec.symmetric:
-        zero = 0 if INTEGER_BITS[spec.dtype][1] else (qmax + 1) // 2
+        zero = 0 if qmin < 0 else (qmax + 1) // 2
         scale = np.maximum(high / (qmax - zero), -low / (zero - qmin))
     else:
         scale = high / (qmax - qmin) - low / (qmax - qmin)
@@ -140,6 +143,8 @@ def expand(param: Array, shape: tuple[int, ...], granularity: Granularity) -> Ar
 def quantize(x: Array, qparams: QParams) -> Array:
     """Integers that stand for ``x``, saturated to the spec's limits; NaN becomes the highest.
 
+    8-bit floats are rounded to the nearest of theirs, half to even.
+
     The dtype is ``storage_dtype(spec)``.
     """
     spec = qparams.spec
@@ -148,7 +153,9 @@ def quantize(x: Array, qparams: QParams) -> Array:
     scale = expand(qparams.scale, x.shape, spec.granularity).astype(real)
     zero = expand(qparams.zero_point, x.shape, spec.granularity).astype(real)
     with np.errstate(over="ignore"):
-        q = np.rint(x.astype(real) / scale) + zero
+        q = x.astype(real) / scale
+        if spec.dtype != FLOAT8:
+            q = np.rint(q) + zero
     # fmin and fmax, unlike clip, give NaN a defined result.
     bounded = np.fmax(np.fmin(q, real(spec.qmax)), real(spec.qmin))
     return np.asarray(bounded, storage_dtype(spec))
@@ -158,6 +165,8 @@ def dequantize(q: Array, qparams: QParams) -> FloatArray:
     """The float32 values that integers stand for."""
     granularity = qparams.spec.granularity
     scale = np.asarray(expand(qparams.scale, q.shape, granularity), np.float32)
+    if qparams.spec.dtype == FLOAT8:
+        return np.asarray(q.astype(np.float32) * scale, np.float32)
     zero = expand(qparams.zero_point, q.shape, granularity).astype(np.int64)
     return np.asarray((q.astype(np.int64) - zero).astype(np.float32) * scale, np.float32)
 

@@ -11,13 +11,14 @@ from typing import Any
 
 from qcompile.ir.errors import OptionError
 
-__all__ = ["FLOAT", "INT8", "INT8_DYNAMIC", "PLAN_VERSION", "LayerChoice", "PrecisionPlan"]
+__all__ = ["FLOAT", "FP8", "INT8", "INT8_DYNAMIC", "PLAN_VERSION", "LayerChoice", "PrecisionPlan"]
 
 PLAN_VERSION = 1
 FLOAT = "float"
 INT8 = "int8"
 INT8_DYNAMIC = "int8-dynamic"
-PRECISIONS = (FLOAT, INT8, INT8_DYNAMIC)
+FP8 = "fp8"
+PRECISIONS = (FLOAT, INT8, INT8_DYNAMIC, FP8)
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class LayerChoice:
     Attributes:
         origin: stable origin id of the node.
         op_type: its operator.
-        precision: "float", "int8" (static), "int8-dynamic", ...
+        precision: "float", "int8" (static), "int8-dynamic", "fp8" (E4M3, static).
         reason: why, one clause.
         sensitivity: output error energy caused by this layer alone, relative to the output's
             (a linear ratio: 0.01 means 20 dB), None when not measured.

@@ -1,4 +1,7 @@
-"""What is asked of a tensor: dtype, symmetry and granularity. A request; never holds numbers seen."""
+"""What is asked of a tensor: dtype, symmetry and granularity. A request; never holds numbers seen.
+
+8-bit floats (E4M3) are requested the same way: symmetric, with 448 as the highest "integer".
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 __all__ = [
+    "FLOAT8",
     "INTEGER_BITS",
     "PER_TENSOR",
     "Granularity",
@@ -15,7 +19,12 @@ __all__ = [
     "per_block",
 ]
 
-QDType = Literal["uint8", "int8", "uint16", "int16", "uint4", "int4", "int32"]
+QDType = Literal["uint8", "int8", "uint16", "int16", "uint4", "int4", "int32", "float8e4m3fn"]
+
+FLOAT8: QDType = "float8e4m3fn"
+"""The one floating type: four exponent bits, three of mantissa, no infinity."""
+
+_FLOAT8_MAX = 448
 
 INTEGER_BITS: dict[str, tuple[int, bool]] = {
     "uint4": (4, False),
@@ -74,7 +83,9 @@ class QuantSpec:
 
     @property
     def qmin(self) -> int:
-        """Lowest integer used."""
+        """Lowest integer (or 8-bit float) used."""
+        if self.dtype == FLOAT8:
+            return -_FLOAT8_MAX
         bits, signed = INTEGER_BITS[self.dtype]
         bits = self.bits or bits
         if not signed:
@@ -83,7 +94,9 @@ class QuantSpec:
 
     @property
     def qmax(self) -> int:
-        """Highest integer used."""
+        """Highest integer (or 8-bit float) used."""
+        if self.dtype == FLOAT8:
+            return _FLOAT8_MAX
         bits, signed = INTEGER_BITS[self.dtype]
         bits = self.bits or bits
         return (1 << (bits - 1)) - 1 if signed else (1 << bits) - 1

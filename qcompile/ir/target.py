@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from qcompile.ir.errors import TargetError
+from qcompile.ir.plan import INT8
 from qcompile.ir.spec import QuantSpec
 
 __all__ = ["AttributeValue", "OpSupport", "Role", "Target"]
@@ -88,8 +90,11 @@ class Target:
         concat_shares_scale: whether Concat's inputs must share one scale.
         float_constants: constants stand as float values on their grid with Q and DQ behind them,
             instead of as integers with a DQ.
-        half_rest: what stays float is cast to float16 where its values fit.
+        precision: the plan's word for a layer in this target's static form.
+        rests: types that what stays float may take, the default first; what does not fit 16 bits
+            stays float32.
         opset: default-domain opset to upgrade to where every node can follow.
+        rest_opsets: rest -> the opset that it needs, where that is another.
         portable: the artifact is the Q/DQ model itself, which the device's own library builds.
         notes: what was chosen for this device and why, for the report.
         features: the device's features that the choice rests on.
@@ -106,11 +111,26 @@ class Target:
     per_channel_opset: int = 13
     concat_shares_scale: bool = False
     float_constants: bool = False
-    half_rest: bool = False
+    precision: str = INT8
+    rests: tuple[str, ...] = ("fp32",)
     opset: int = 17
+    rest_opsets: Mapping[str, int] = field(default_factory=dict)
     portable: bool = False
     notes: tuple[str, ...] = ()
     features: tuple[str, ...] = field(default=())
+
+    def with_rest(self, rest: str | None) -> Target:
+        """The same target with what stays float in another of its types; None leaves the default.
+
+        Raises:
+            TargetError: it has no such rest.
+        """
+        if rest is None:
+            return self
+        if rest not in self.rests:
+            able = ", ".join(self.rests)
+            raise TargetError(f"--rest {rest}: what stays float with {self.name} is {able}")
+        return replace(self, rests=(rest,), opset=self.rest_opsets.get(rest, self.opset))
 
     def support(self, op_type: str, domain: str = "") -> OpSupport | None:
         """The row for an operator, or None when the target runs it in float only."""

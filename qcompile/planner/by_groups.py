@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 
-from qcompile.ir.plan import FLOAT, INT8, PrecisionPlan
+from qcompile.ir.plan import FLOAT, PrecisionPlan
 
 __all__ = ["Tried", "accurate_plan"]
 
@@ -45,7 +45,7 @@ def accurate_plan(
     layers = [
         c.origin
         for c in start.layers
-        if c.precision == INT8 and not c.pinned and c.origin in compute
+        if c.precision != FLOAT and not c.pinned and c.origin in compute
     ]
     if first.sqnr_db is None or first.sqnr_db >= needed_db or not layers:
         return tried

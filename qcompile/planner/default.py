@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx_ir as oir
 
 from qcompile.ir.manager import CompileState
-from qcompile.ir.plan import FLOAT, INT8, LayerChoice, PrecisionPlan
+from qcompile.ir.plan import FLOAT, LayerChoice, PrecisionPlan
 from qcompile.passes.integer_region import pairs
 from qcompile.passes.quantizable import Site, classify
 
@@ -13,13 +13,14 @@ __all__ = ["default_plan"]
 
 
 def default_plan(state: CompileState) -> PrecisionPlan:
-    """Int8 for every compute site that the target can run so, and for contiguous regions between.
+    """The target's 8-bit form for every compute site that can have it, and for regions between them.
 
     An elementwise or passthrough node is integer only where all its inputs come from integer nodes
     and at least one integer node reads its result: elsewhere it would cost a Q/DQ and save nothing.
     """
     sites = classify(state)
     owners = pairs(sites)
+    form = state.target.precision
     able = {s.node: s for s in sites if not s.reason and s.node not in owners}
     refusals = _shrink(able, owners)
     layers = []
@@ -27,11 +28,11 @@ def default_plan(state: CompileState) -> PrecisionPlan:
         precision, reason = FLOAT, site.reason
         owner = owners.get(site.node)
         if owner is not None and owner.node in able:
-            precision, reason = INT8, f"taken into the requantization of '{owner.origin}'"
+            precision, reason = form, f"taken into the requantization of '{owner.origin}'"
         elif owner is not None:
             reason = f"'{owner.origin}' before it is float"
         elif site.node in able:
-            precision, reason = INT8, _why(site)
+            precision, reason = form, _why(site)
         elif not reason:
             reason = refusals[site.node]
         layers.append(LayerChoice(site.origin, site.op_type, precision, reason))

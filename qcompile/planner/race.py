@@ -100,7 +100,12 @@ class Race:
         """Build a plan and compare its outputs with float's."""
         build = self.builder.build(plan)
         try:
-            session = open_session(build.path, threads=self.threads, custom_ops=self.custom_ops)
+            session = open_session(
+                build.path,
+                threads=self.threads,
+                custom_ops=self.custom_ops,
+                config=self.builder.config,
+            )
             compared: dict[str, OutputComparison] = {}
             for i, feed in enumerate(self.feeds):
                 compare_outputs(compared, str(i), None, self._reference[i], session.run(feed))

@@ -127,7 +127,7 @@ def test_operators_that_lose_digits_stay_float(op: str) -> None:
     proto = text_model(f"g (float[2, 8] x) => (float[2, 8] y) {{ y = {op} (x) }}")
     result, notes = _cast(proto)
     assert [n.op_type for n in result.graph.node] == [op]
-    assert "leaves the range of float16 or loses digits" in notes["n_y"]
+    assert "leaves the range of 16 bits or loses digits" in notes["n_y"]
 
 
 def test_inputs_that_onnx_types_as_float_stay_so() -> None:
