@@ -128,33 +128,14 @@ class SpeedResult:
 
 
 def measure_pair(
-    float_path: Path,
-    artifact_path: Path,
-    feeds: Sequence[Feed],
-    *,
-    threads: int | None = None,
-    budget_s: float = 10.0,
-    spinning: bool | None = None,
-    custom_ops: Path | None = None,
-    load: bool = True,
-    provider: str = CPU,
-    progress: Progress | None = None,
+    float_path: Path, artifact_path: Path, feeds: Sequence[Feed], *, load: bool = True, **more: Any
 ) -> SpeedResult:
     """Time an artifact against the float model; the models are named "float" and "artifact".
 
     See `measure_many`.
     """
-    return measure_many(
-        {"float": float_path, "artifact": artifact_path},
-        feeds,
-        threads=threads,
-        budget_s=budget_s,
-        spinning=spinning,
-        custom_ops=custom_ops,
-        load=load,
-        provider=provider,
-        progress=progress,
-    )
+    paths = {"float": float_path, "artifact": artifact_path}
+    return measure_many(paths, feeds, load=load, **more)
 
 
 def measure_many(
