@@ -36,7 +36,7 @@ def test_rounding_keeps_four_binary_digits_and_saturates(values: list[float]) ->
     assert (np.abs(back - x) <= step * 1.0001).all()
     assert storage_dtype(SPEC).itemsize == 1
     high = quantize(np.asarray([peak * 2, -peak * 2], np.float32), p).astype(np.float32)
-    assert (np.abs(high) == 448).all() or peak == 0
+    assert (np.abs(high) == 448).all() or peak < 1e-15, "below, the scale is bounded"
 
 
 def test_the_integers_are_those_that_onnx_runtime_makes() -> None:
