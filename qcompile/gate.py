@@ -19,6 +19,7 @@ from qcompile.interface import at_batch, interface_faults, is_repeated, shape_ex
 from qcompile.ir.errors import CalibrationError, ModelError, OptionError
 from qcompile.limits import Limits, Metric, accuracy_checks, compare_scores, named_metric, scores
 from qcompile.measure import LoadResult, SpeedResult, measure_load, measure_pair
+from qcompile.rollout import Rollout, stepper
 from qcompile.sizes import model_bytes
 from qcompile.verdict import (
     FAIL,
@@ -41,20 +42,6 @@ BATCH = 3
 
 BATCH_SLACK_DB = 3.0
 """How much SQNR a batch of equal rows may lose against one row: the arithmetic is the same."""
-
-
-@dataclass(frozen=True)
-class Rollout:
-    """State carried over from step to step (recurrent, streaming models): errors accumulate.
-
-    Attributes:
-        state: output name -> the input that it is fed back into.
-        sequences: for each sample the sequence it belongs to; where that changes, the sample's own
-            state starts it. Empty: all samples are one sequence.
-    """
-
-    state: Mapping[str, str]
-    sequences: Sequence[str] = ()
 
 
 def judge(
@@ -187,7 +174,10 @@ class _Gate:
             raise ModelError(f"the float model cannot run {tried[0][0]}: {base.errors[0]}")
         self._tell("open", 0.5)
         try:
-            self.loads = {"float": base, "artifact": self._load(feeds, options)}
+            self.loads = {
+                "float": base,
+                "artifact": measure_load(self.artifact, feeds, **options, config=self.config),
+            }
         except ModelError as e:
             self.checks.append(Check("opens", FAIL, str(e)))
             return False
@@ -202,9 +192,6 @@ class _Gate:
             elif feed is batched:
                 self.batched = True
         return not any(c.state == FAIL for c in self.checks if c.name == "runs")
-
-    def _load(self, feeds: list[Feed], options: Mapping[str, Any]) -> LoadResult:
-        return measure_load(self.artifact, feeds, **options, config=self.config)
 
     batched: bool = False
 
@@ -228,8 +215,8 @@ class _Gate:
     ) -> None:
         """Both models over all samples; sums only, so memory does not grow with them."""
         compared: dict[str, OutputComparison] = {}
-        run_float = _stepper(self.float_session, rollout)
-        run_artifact = _stepper(self.artifact_session, rollout)
+        run_float = stepper(self.float_session, rollout)
+        run_artifact = stepper(self.artifact_session, rollout)
         for index, (name, feed) in enumerate(zip(names, self.feeds, strict=True)):
             ref = run_float(index, feed)
             try:
@@ -385,22 +372,3 @@ class _Gate:
 
 def _shapes(feed: Feed) -> str:
     return ", ".join(f"{name} {'x'.join(map(str, np.shape(v)))}" for name, v in feed.items())
-
-
-def _stepper(session: Session, rollout: Rollout | None) -> Callable[[int, Feed], dict[str, Any]]:
-    """Runs sample after sample, with the state rolled back in where there is one."""
-    state: dict[str, Any] = {}
-    last: list[str | None] = [None]
-
-    def step(index: int, feed: Feed) -> dict[str, Any]:
-        if rollout is None:
-            return session.run(feed)
-        sequence = rollout.sequences[index] if rollout.sequences else ""
-        if sequence != last[0]:
-            state.clear()
-            last[0] = sequence
-        outputs = session.run({**feed, **state})
-        state.update({into: outputs[out] for out, into in rollout.state.items()})
-        return outputs
-
-    return step
