@@ -26,6 +26,8 @@ __all__ = ["COSTS_VERSION", "Costs", "LayerCost", "measure_costs", "table_costs"
 
 COSTS_VERSION = 1
 MEASURED, TABLE = "measured", "table"
+ORIGINAL = "original"
+"""The user's own model among the totals."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,8 @@ class Costs:
         layers: origin id -> cost.
         quantize_ns: tensor -> latency of making it integer, with what rearranging that needs.
         dequantize_ns: tensor -> latency of making it float again.
-        totals_ns: form ("float", "int8", "int8-dynamic") -> latency of the whole model.
+        totals_ns: form ("float", "int8", "int8-dynamic") -> latency of the whole model in it, and of
+            the user's own ("original").
         base_ns: what a call costs that does no work.
         source: "measured" or "table".
         threads: threads inside an operator.
@@ -69,7 +72,12 @@ class Costs:
     versions: Mapping[str, str] = field(default_factory=dict)
 
     def latencies(self, planned: Collection[str]) -> Latencies:
-        """As the planner takes them; layers that are not ``planned`` stay float, in the base."""
+        """As the planner takes them; layers that are not ``planned`` stay float, in the base.
+
+        Args:
+            planned: origins of all units and of what they absorb; a layer that is named here and is
+                in no unit would be in no total.
+        """
         names = set(planned)
         rest = sum(c.float_ns or 0 for name, c in self.layers.items() if name not in names)
 
@@ -85,6 +93,11 @@ class Costs:
             dequantize_ns=dict(self.dequantize_ns),
             base_ns=self.base_ns + rest,
         )
+
+    @property
+    def original_ns(self) -> int:
+        """Latency of the user's own model; of the float form where that is all that is known."""
+        return self.totals_ns.get(ORIGINAL, self.totals_ns["float"])
 
     def to_json(self) -> str:
         """Deterministic text: sorted, one layer or tensor a line, whole nanoseconds."""
@@ -186,6 +199,7 @@ def measure_costs(
     int_model: Path,
     feeds: Sequence[Feed],
     *,
+    original: Path | None = None,
     dynamic_model: Path | None = None,
     planned: Collection[str] = (),
     elements: Mapping[str, int] | None = None,
@@ -197,9 +211,10 @@ def measure_costs(
     """Measure one model's layers in each form.
 
     Args:
-        float_model: prepared float model; nodes carry origin ids.
+        float_model: lowered model in which everything is float; nodes carry origin ids.
         int_model: lowered model in which everything that can be is int8.
         feeds: inputs; the costs are those of the first one's shapes.
+        original: the user's model, for its latency alone.
         dynamic_model: lowered model in which everything that can be is int8-dynamic.
         planned: layers that are integer in ``int_model``: conversions among them count with
             them (an activation that is faster in float has its own Q and DQ).
@@ -217,7 +232,7 @@ def measure_costs(
         paths["int8-dynamic"] = Path(dynamic_model)
     told = progress or (lambda share: None)
     clock = measure_many(
-        paths,
+        paths if original is None else {**paths, ORIGINAL: Path(original)},
         feeds[:1],
         threads=threads,
         budget_s=budget_s / 2,
@@ -226,7 +241,7 @@ def measure_costs(
     )
     # what disturbs a machine only ever adds, so the low end is nearest to what an idle one does
     totals = {"float": clock.models["float"].interval_ms.low * 1e6}
-    for name in paths:
+    for name in clock.models:
         if name != "float":
             # the ratio is paired and so known better than the latency itself
             totals[name] = totals["float"] / clock.speedup(name).value

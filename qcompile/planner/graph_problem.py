@@ -71,7 +71,7 @@ def _node(
     pins: Mapping[str, str],
     forbidden: frozenset[str],
 ) -> PlanNode:
-    names = [unit.origin, *(site.origin for site in unit.absorbed)]
+    names = unit.origins
     known = sensitivities.get(unit.origin, Sensitivity())
     dynamic = latencies.dynamic_ns.get(unit.origin) if unit.dynamic else None
     pinned = pins.get(unit.origin)

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from math import prod
 
 import numpy as np
 
 from qcompile.build import Builder
 from qcompile.ir.errors import PassError
-from qcompile.ir.plan import FLOAT, INT8_DYNAMIC, PrecisionPlan
-from qcompile.ir.save import save_model
+from qcompile.ir.plan import FLOAT, PrecisionPlan
 from qcompile.job import Job
-from qcompile.planner.costs import Costs, measure_costs
+from qcompile.planner.costing import job_costs
+from qcompile.planner.costs import Costs
 from qcompile.planner.energy import Energy
 from qcompile.planner.gated_session import GatedSession
 from qcompile.planner.graph_problem import plan_of_labels, problem_from_graph
@@ -24,7 +23,6 @@ from qcompile.planner.replan import solve_measured
 from qcompile.planner.sweep import pareto, pareto_json
 from qcompile.planner.units import full_plan, units
 from qcompile.reporter import Reporter
-from qcompile.trace import shapes_seen
 
 __all__ = ["Proposer"]
 
@@ -130,7 +128,7 @@ class Proposer:
         self.costs = self._costs()
         return problem_from_graph(
             self._units,
-            self.costs.latencies([s.origin for s in prepared.sites]),
+            self.costs.latencies([name for u in self._units for name in u.origins]),
             found.sensitivities.filled(self._units),
             pins={c.origin: c.precision for c in self._start.layers if c.pinned},
         )
@@ -138,7 +136,7 @@ class Proposer:
     def _float_ns(self) -> float:
         if self.costs is None:
             raise PassError("costs are read before they were measured")
-        return float(self.costs.totals_ns["float"])
+        return float(self.costs.original_ns)
 
     def _pinned(self, plan: PrecisionPlan) -> PrecisionPlan:
         pins = {c.origin: c.precision for c in self._start.layers if c.pinned}
@@ -150,30 +148,11 @@ class Proposer:
         Raises:
             OptionError: the file cannot be read.
         """
-        job, options = self._job, self._job.options
+        options = self._job.options
         if options.costs is not None:
             return Costs.from_json(options.costs.read_text(encoding="utf-8"))
-        everything = full_plan(job.prepared.sites)
-        dynamic = [u.origin for u in units(job.prepared.sites) if u.dynamic]
-        variant = everything.with_choice(dynamic, INT8_DYNAMIC, "all that can be")
-        path = job.work / "prepared.onnx"
-        save_model(job.prepared.model, path)
-        names = [v.name for n in job.prepared.model.graph for v in (*n.inputs, *n.outputs) if v]
-        feed = self._race.feeds[0]
-        seen = shapes_seen(
-            job.prepared.model, [n for n in names if n], feed, job.work, options.custom_ops
-        )
-        return measure_costs(
-            path,
-            self._builder.build(everything).path,
-            self._race.feeds,
-            dynamic_model=self._builder.build(variant).path if dynamic else None,
-            planned=[layer.origin for layer in everything.layers if layer.precision != FLOAT],
-            elements={name: prod(shape) for name, shape in seen.items()},
-            threads=options.threads,
-            budget_s=COST_SECONDS[options.effort],
-            custom_ops=options.custom_ops,
-        )
+        seconds = COST_SECONDS[options.effort]
+        return job_costs(self._job, self._builder, self._race.feeds, budget_s=seconds)
 
 
 def _key(plan: PrecisionPlan) -> tuple[str, ...]:

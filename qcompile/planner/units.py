@@ -60,6 +60,11 @@ class Unit:
         return (self.site.node, *(s.node for s in self.absorbed))
 
     @property
+    def origins(self) -> tuple[str, ...]:
+        """Of anchor and absorbed nodes, in order."""
+        return (self.origin, *(s.origin for s in self.absorbed))
+
+    @property
     def outputs(self) -> tuple[oir.Value, ...]:
         """What leaves the unit."""
         return tuple(self.nodes[-1].outputs)
