@@ -21,6 +21,7 @@ COMMANDS: dict[str, str] = {
     "init": "qcompile.cli.init_command",
     "inspect": "qcompile.cli.inspect_command",
     "targets": "qcompile.cli.targets_command",
+    "compare": "qcompile.cli.compare_command",
     "explain": "qcompile.cli.explain_command",
     "diff": "qcompile.cli.diff_command",
     "verify": "qcompile.cli.verify_command",
