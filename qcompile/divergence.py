@@ -1,6 +1,7 @@
 """Where two models part: the error of each inner tensor, and the first node that is bad.
 
-Tensors are matched by name. The error of a tensor is what has gathered up to there; its *drop* is how
+Tensors are matched by name, and taken as their readers get them: rounded and clipped where they are
+quantized. The error of a tensor is what has gathered up to there; its *drop* is how
 many dB it lies below the worst of the compared tensors that it is computed from. Bisection assumes
 that error grows along the way to a bad output; what it finds is then followed upwards until everything
 that the node reads is good, so the answer holds where errors cross branches too.
@@ -18,7 +19,7 @@ from qcompile.capture import capture, tensor_sizes
 from qcompile.compare import OutputComparison
 from qcompile.data.inputs import Feed
 from qcompile.ir.errors import CalibrationError
-from qcompile.ir.graph import origin
+from qcompile.ir.graph import is_graph_output, origin
 
 __all__ = ["Divergence", "TensorError"]
 
@@ -87,6 +88,7 @@ class Divergence:
             if v.name and _is_float(v) and v.name in there and n.op_type != "Constant"
             if not _absorbed(there[v.name], v)
         }
+        self._taken = {name: _as_read(v) for name, v in self._values.items()}
         self._reads = {name: tuple(self._nearest(v)) for name, v in self._values.items()}
 
     @property
@@ -131,6 +133,19 @@ class Divergence:
                 return self._row(name)
             name = worse
 
+    def earliest_bad(self, output: str, limit_db: float) -> TensorError | None:
+        """As ``first_bad``, but the earliest in graph order of all such nodes: measures every tensor."""
+        self.layers()
+        return next(
+            (
+                self._row(name)
+                for name in self._way(output)
+                if self._bad(name, limit_db)
+                and not any(self._bad(r, limit_db) for r in self._reads[name])
+            ),
+            None,
+        )
+
     def _bad(self, name: str, limit_db: float) -> bool:
         if name not in self._found:
             self._measure([name, *self._reads[name]])
@@ -157,25 +172,25 @@ class Divergence:
         sums = {name: OutputComparison(name, "float") for name in wanted}
         for index, (ref, got) in enumerate(zip(*self._runs(wanted), strict=True)):
             for name, one in sums.items():
-                one.update(str(index), None, ref[name], got[name])
+                one.update(str(index), None, ref[name], got[self._taken[name]])
         for name, one in sums.items():
             result = one.result()
             self._found[name] = result.sqnr_db if result.sqnr_db is not None else 0.0
 
     def _runs(self, names: Sequence[str]) -> tuple[Iterator[Feed], Iterator[Feed]]:
-        sides = (("reference", self._reference, True), ("other", self._other, not self._as_written))
-        one, two = (
-            capture(
-                model,
-                names,
-                self._feeds,
-                self._work / f"{side}.onnx",
-                custom_ops=self._custom_ops,
-                optimize=optimize,
+        def run(
+            model: oir.Model, tensors: Sequence[str], side: str, optimize: bool
+        ) -> Iterator[Feed]:
+            path = self._work / f"{side}.onnx"
+            return capture(
+                model, tensors, self._feeds, path, custom_ops=self._custom_ops, optimize=optimize
             )
-            for side, model, optimize in sides
+
+        taken = [self._taken[name] for name in names]
+        return (
+            run(self._reference, names, "reference", True),
+            run(self._other, taken, "other", not self._as_written),
         )
-        return one, two
 
     def _groups(self) -> Iterator[list[str]]:
         """All tensors in lots that fit into memory together."""
@@ -208,6 +223,20 @@ class Divergence:
             raise CalibrationError(f"output '{output}' is not in the second model")
         above = {v.name for v in _upwards(value, lambda _: True)} | {output}
         return [name for name in self._values if name in above]
+
+
+def _as_read(value: oir.Value) -> str:
+    """The tensor that a value's readers get: behind its Q and DQ where all of them read that."""
+    quantized = [u.node for u in value.uses()]
+    if (
+        len(quantized) == 1
+        and quantized[0].op_type == "QuantizeLinear"
+        and not is_graph_output(value)
+    ):
+        back = [u.node for u in quantized[0].outputs[0].uses()]
+        if len(back) == 1 and back[0].op_type == "DequantizeLinear":
+            return back[0].outputs[0].name or value.name or ""
+    return value.name or ""
 
 
 def _absorbed(reference: oir.Value, other: oir.Value) -> bool:

@@ -30,7 +30,7 @@ _SHAPING = ("disable", "opset", "min_ort", "fix_weights")
 """Options that decide what the prepared graph looks like."""
 
 LAYER_SAMPLES = 4
-"""Samples on which every inner tensor is compared; bisection takes all."""
+"""Samples on which every inner tensor is compared; bisection, which looks at few, takes all."""
 
 
 @dataclass
@@ -82,7 +82,7 @@ def side_by_side(
         feeds: samples that fit ``first``; inputs of other names are matched in order.
         names: of the samples.
         limit_db: below it an output or a tensor is bad.
-        layers: compare every inner tensor, not only those on the way to a bad output.
+        layers: compare every inner tensor; False bisects the way to a bad output, which looks at few.
         seconds: for timing; 0 skips it.
         threads: for timing.
         custom_ops: library with custom operators.
@@ -144,15 +144,18 @@ def _inner(
     if not whole.tensors:
         found.notes.append("inner tensors are not compared: no float tensor has a name in both")
         return
-    if found.bad_output is not None:
-        tell.stage("bisect")
-        found.first_bad = whole.first_bad(found.bad_output.name, limit_db, tell.advance)
-        if not as_written:
-            found.as_written_db = _as_written(first, second, feeds, found.bad_output, custom_ops)
+    bad = found.bad_output
     if layers:
         tell.stage("layers")
         some = Divergence(*models, list(feeds)[:LAYER_SAMPLES], work, **options)
         found.layers = some.layers(tell.advance)
+        if bad is not None:
+            found.first_bad = some.earliest_bad(bad.name, limit_db)
+    if bad is not None and found.first_bad is None:
+        tell.stage("bisect")
+        found.first_bad = whole.first_bad(bad.name, limit_db, tell.advance)
+    if bad is not None and not as_written:
+        found.as_written_db = _as_written(first, second, feeds, bad, custom_ops)
 
 
 def _reference(first: Subject, second: Subject) -> oir.Model:

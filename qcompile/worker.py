@@ -43,7 +43,7 @@ def main() -> int:
 
     job: dict[str, Any] = json.loads(sys.stdin.readline())
     try:
-        kinds = {"load": _load, "time": _time}
+        kinds = {"load": _load, "time": _time, "serve": _serve}
         emit({"result": kinds[job["kind"]](job, emit)})
     except QCompileError as e:
         emit({"error": str(e), "model": getattr(e, "model", None)})
@@ -140,6 +140,45 @@ def _time(job: Mapping[str, Any], emit: Emit) -> dict[str, Any]:
             for name, each in runs.items()
         },
     }
+
+
+def _serve(job: Mapping[str, Any], emit: Emit) -> dict[str, Any]:
+    """Energy and throughput of one model: a plain loop, then requests at a rate, if a limit is given."""
+    from dataclasses import asdict
+
+    from qcompile.energy_meter import metered
+    from qcompile.serve import best_rate
+
+    feeds = _feeds(job["feeds"])
+    session = _open(job, job["model"])
+
+    def run(index: int) -> Any:
+        return session.raw.run(None, feeds[index % len(feeds)])
+
+    alone = _warm(run, 0, time.perf_counter_ns) / 1e9
+    share = 0.3 if job["limit_ms"] is not None else 1.0
+    count = max(1, round(job["seconds"] * share / alone))
+    with metered() as energy:
+        start = time.perf_counter()
+        for index in range(count):
+            run(index)
+        spent = time.perf_counter() - start
+    emit({"progress": share, "of": 1.0})
+    tried = []
+    if job["limit_ms"] is not None:
+        tried = [
+            asdict(one)
+            for one in best_rate(
+                run,
+                alone,
+                job["seconds"] * (1 - share),
+                job["concurrency"],
+                job["percentile"],
+                job["limit_ms"],
+                lambda done: emit({"progress": share + (1 - share) * done, "of": 1.0}),
+            )
+        ]
+    return {"count": count, "seconds": spent, "energy": asdict(energy), "tried": tried}
 
 
 def interleave(

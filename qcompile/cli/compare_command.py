@@ -51,8 +51,9 @@ def command(
 ) -> int:
     r"""Compare SECOND with FIRST, which counts as right: outputs, inner tensors, speed, size.
 
-    Each is a model of any tool or an artifact's folder. Where an output is bad, bisection finds the
-    first node on the way to it that is bad while all that it reads is good.
+    Each is a model of any tool or an artifact's folder. Where an output is bad, the first node on the
+    way to it is named that is bad while all that it reads is good; --no-layers finds such a node by
+    bisection, without looking at every tensor.
 
     \b
     qcompile compare model.onnx model.ort-int8/ --calibration data/

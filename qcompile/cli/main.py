@@ -22,6 +22,7 @@ COMMANDS: dict[str, str] = {
     "inspect": "qcompile.cli.inspect_command",
     "targets": "qcompile.cli.targets_command",
     "compare": "qcompile.cli.compare_command",
+    "bench": "qcompile.cli.bench_command",
     "explain": "qcompile.cli.explain_command",
     "diff": "qcompile.cli.diff_command",
     "verify": "qcompile.cli.verify_command",

@@ -62,10 +62,11 @@ def test_bisection_finds_the_node_that_was_spoilt(
     tmp_path: Path, data: str, capsys: Capture
 ) -> None:
     one, two = chain(tmp_path / "a.onnx"), chain(tmp_path / "b.onnx", "1,1,1,-9")
-    found = compared(capsys, one, two, "-c", data, "--no-layers", "--min-sqnr", "25")
-    assert found["bad_output"]["name"] == "y"
-    assert found["first_bad"]["node"] == "node_d"
-    assert found["first_bad"]["reads_db"] == 200.0 > found["first_bad"]["sqnr_db"]
+    for how in ("--no-layers", "--layers"):
+        found = compared(capsys, one, two, "-c", data, how, "--min-sqnr", "25")
+        assert found["bad_output"]["name"] == "y"
+        assert found["first_bad"]["node"] == "node_d"
+        assert found["first_bad"]["reads_db"] == 200.0 > found["first_bad"]["sqnr_db"]
     assert main(["compare", str(one), str(two), "-c", data, "--time", "0s"]) == 0
     assert "node_d (Mul): reads exact, writes" in capsys.readouterr().out
 
