@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 __all__ = ["Energy", "find_meters", "metered"]
 
-POWERCAP = Path("/sys/class/powercap")
+POWERCAP = Path("/sys/class/powercap")  # POSIX: looked for, absent elsewhere
 POLL_S = 0.1
 
 _TEGRA = re.compile(r"\b(VDD_IN|POM_5V_IN|VIN_SYS_5V0) (\d+)(?:mW)?/")
@@ -69,10 +69,10 @@ class _Rapl:
     before: int = 0
 
     def start(self) -> None:
-        self.before = int(self.counter.read_text())
+        self.before = int(self.counter.read_text(encoding="ascii"))
 
     def stop(self) -> float:
-        used = int(self.counter.read_text()) - self.before
+        used = int(self.counter.read_text(encoding="ascii")) - self.before
         return (used if used >= 0 else used + self.wraps_at) / 1e6
 
 
@@ -143,8 +143,8 @@ def _find_rapl() -> tuple[list[Meter], str]:
     meters: list[Meter] = []
     for zone in packages:
         try:
-            name = (zone / "name").read_text().strip()
-            limit = int((zone / "max_energy_range_uj").read_text())
+            name = (zone / "name").read_text(encoding="ascii").strip()
+            limit = int((zone / "max_energy_range_uj").read_text(encoding="ascii"))
             meter = _Rapl(f"RAPL {name}", zone / "energy_uj", limit)
             meter.start()
         except (OSError, ValueError) as e:
