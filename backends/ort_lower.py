@@ -23,10 +23,10 @@ from qcompile.backends.ort_rules_activation import (
     lower_hard_swish,
 )
 from qcompile.backends.ort_rules_compute import lower_conv, lower_gemm, lower_matmul
+from qcompile.backends.ort_rules_concat import lower_concat
 from qcompile.backends.ort_rules_elementwise import (
     lower_binary,
     lower_clip,
-    lower_concat,
     lower_global_average_pool,
     lower_reduce_mean,
     lower_softmax,
@@ -37,6 +37,7 @@ from qcompile.backends.ort_rules_layout import lower_average_pool
 from qcompile.backends.ort_rules_passthrough import MOVES, hoist, lower_move
 from qcompile.backends.ort_scales import adopt_concat_scales, align_hard_activations, join_biases
 from qcompile.backends.ort_site import Edit, Lowering, Refused, Site, apply_edit
+from qcompile.backends.ort_tidy import slice_lone_outputs
 from qcompile.ir.graph import constant, drop_unused, origin, replace_value
 from qcompile.ir.notes import Note
 from qcompile.ir.plan import FLOAT, PrecisionPlan
@@ -102,7 +103,7 @@ def lower_ort(
     _cancel(lowering)
     fuse_silu(lowering)
     join_biases(lowering)
-    adopt_concat_scales(lowering)
+    adopt_concat_scales(lowering, RULES)
     notes += align_hard_activations(lowering)
     _hoist(lowering)
     for node in list(model.graph):
@@ -122,6 +123,7 @@ def lower_ort(
     _cancel(lowering)
     _drop_idle_pairs(lowering)
     drop_unused(model)
+    slice_lone_outputs(lowering)
     fold_constant_dequantize(lowering)
     notes += guard_float(lowering)
     notes += fuse_float(model)

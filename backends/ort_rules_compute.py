@@ -14,6 +14,7 @@ import onnx_ir as oir
 
 from qcompile.backends.ort_channels import keep_channels, widen
 from qcompile.backends.ort_edges import QTensor, dequantized, tail
+from qcompile.backends.ort_fold_width import fold_width
 from qcompile.backends.ort_kernels import MICROSOFT
 from qcompile.backends.ort_site import Edit, Refused, Site
 from qcompile.ir.graph import constant, single_consumer
@@ -34,7 +35,11 @@ def lower_conv(site: Site) -> Edit:
     if x.dtype == "int8" and w.dtype != "int8":
         raise Refused("QLinearConv has no kernel for int8 activations with uint8 weights")
     site.needs("QLinearConv", "", x.dtype)
-    wide = widen(site, x, w, _integer_bias(site, 2, x, w))
+    bias = _integer_bias(site, 2, x, w)
+    folded = fold_width(site, x, w, bias, to)
+    if folded is not None:
+        return folded
+    wide = widen(site, x, w, bias)
     inputs = [wide.read, site.scale(x), site.zero(x), wide.weight, wide.scale, wide.zero]
     inputs += [site.scale(to.out), site.zero(to.out)]
     names = ("auto_pad", "dilations", "group", "kernel_shape", "pads", "strides")

@@ -2,7 +2,6 @@
 
 Q(act(DQ(a) + DQ(b)))      ->  QLinearAdd(a, b)        likewise Mul
 Q(sigmoid(DQ(x)))          ->  QLinearSigmoid(x)       likewise LeakyRelu
-Q(concat(DQ(a), DQ(b)))    ->  Concat                  parts of another scale requantized
 Q(pool(DQ(x)))             ->  QLinearAveragePool, QLinearGlobalAveragePool
 Q(where(c, DQ(a), DQ(b)))  ->  QLinearWhere
 Q(softmax(DQ(x)))          ->  QLinearSoftmax
@@ -16,13 +15,12 @@ import onnx_ir as oir
 from qcompile.backends.ort_edges import QTensor, tail_through
 from qcompile.backends.ort_kernels import MICROSOFT
 from qcompile.backends.ort_rules_layout import TO_LAST, channels_last
-from qcompile.backends.ort_site import Edit, Refused, Site
+from qcompile.backends.ort_site import Edit, Refused, Site, eight_bit_constant
 from qcompile.ir.graph import constant
 
 __all__ = [
     "lower_binary",
     "lower_clip",
-    "lower_concat",
     "lower_global_average_pool",
     "lower_reduce_mean",
     "lower_softmax",
@@ -31,27 +29,8 @@ __all__ = [
 ]
 
 
-_SMALL = 4096
-"""Elements below which an operator's own start costs more than its work."""
-
-
 def _one(site: Site, x: QTensor) -> list[oir.Value | None]:
     return [x.q, site.scale(x), site.zero(x)]
-
-
-def _as_dtype(site: Site, x: QTensor, dtype: str) -> list[oir.Value | None]:
-    """(q, scale, zero point) of ``x``; a constant of the other 8-bit type is shifted by 128."""
-    if x.dtype == dtype:
-        return _one(site, x)
-    held = constant(x.q)
-    if held is None:
-        raise Refused(
-            f"'{x.q.name}' is {x.dtype} and its partner {dtype}; the kernel takes one type"
-        )
-    shift = 128 if dtype == "uint8" else -128
-    moved = (held.astype(np.int16) + shift).astype(dtype)
-    zero = (x.zero_point.astype(np.int16) + shift).astype(dtype)
-    return [site.const(dtype, moved), site.scale(x), site.const("zero_point", zero.reshape(()))]
 
 
 def lower_binary(site: Site) -> Edit:
@@ -60,7 +39,10 @@ def lower_binary(site: Site) -> Edit:
     to = site.need_tail()
     op_type = f"QLinear{site.node.op_type}"
     site.needs(op_type, MICROSOFT, to.out.dtype)
-    inputs = [*_as_dtype(site, a, to.out.dtype), *_as_dtype(site, b, to.out.dtype)]
+    inputs = [
+        *eight_bit_constant(site, a, to.out.dtype),
+        *eight_bit_constant(site, b, to.out.dtype),
+    ]
     inputs += [site.scale(to.out), site.zero(to.out)]
     return site.write(site.make(op_type, inputs, domain=MICROSOFT, absorbed=to.absorbed), to)
 
@@ -97,45 +79,6 @@ def lower_clip(site: Site) -> Edit:
     slope = {"alpha": oir.AttrFloat32("alpha", 1.0)}
     made = site.make("QLinearLeakyRelu", inputs, slope, domain=MICROSOFT, absorbed=to.absorbed)
     return site.write(made, to)
-
-
-def lower_concat(site: Site) -> Edit:
-    """Concat -> Concat on the integers, parts of another scale requantized before it.
-
-    QLinearConcat does that with a table, 0.41 ns an element; Dequantize and Quantize take 0.17 and
-    the plain Concat 0.06. It stays for small parts, where a node costs more than its elements.
-    """
-    to = site.need_tail()
-    parts = [site.need_input(i) for i in range(len(site.node.inputs))]
-    other = [p for p in parts if not p.same_parameters(to.out)]
-    if other and all(_elements(p.q) <= _SMALL for p in other):
-        site.needs("QLinearConcat", MICROSOFT, to.out.dtype)
-        inputs: list[oir.Value | None] = [site.scale(to.out), site.zero(to.out)]
-        for part in parts:
-            inputs += _as_dtype(site, part, to.out.dtype)
-        axis = site.attributes("axis")
-        made = site.make("QLinearConcat", inputs, axis, domain=MICROSOFT, absorbed=to.absorbed)
-        return site.write(made, to)
-    site.needs("Concat", "", to.out.dtype)
-    integers = [p.q if p not in other else _requantized(site, p, to.out) for p in parts]
-    made = site.make("Concat", integers, site.attributes("axis"), absorbed=to.absorbed)
-    return site.write(made, to)
-
-
-def _elements(q: oir.Value) -> float:
-    if q.shape is None or not all(isinstance(d, int) for d in q.shape):
-        return float("inf")
-    return float(np.prod([int(d) for d in q.shape if isinstance(d, int)]))
-
-
-def _requantized(site: Site, part: QTensor, out: QTensor) -> oir.Value:
-    real = site.make("DequantizeLinear", [part.q, site.scale(part), site.zero(part)], suffix="real")
-    real.outputs[0].type, real.outputs[0].shape = oir.TensorType(oir.DataType.FLOAT), part.q.shape
-    again = site.make(
-        "QuantizeLinear", [real.outputs[0], site.scale(out), site.zero(out)], suffix="again"
-    )
-    again.outputs[0].type, again.outputs[0].shape = out.q.type, part.q.shape
-    return again.outputs[0]
 
 
 def lower_global_average_pool(site: Site) -> Edit:
@@ -214,7 +157,10 @@ def lower_where(site: Site) -> Edit:
     to = site.need_tail()
     site.needs("QLinearWhere", MICROSOFT, to.out.dtype)
     inputs: list[oir.Value | None] = [condition]
-    inputs += [*_as_dtype(site, x, to.out.dtype), *_as_dtype(site, y, to.out.dtype)]
+    inputs += [
+        *eight_bit_constant(site, x, to.out.dtype),
+        *eight_bit_constant(site, y, to.out.dtype),
+    ]
     inputs += [site.scale(to.out), site.zero(to.out)]
     made = site.make("QLinearWhere", inputs, domain=MICROSOFT, absorbed=to.absorbed)
     return site.write(made, to)

@@ -20,10 +20,17 @@ from qcompile.backends.ort_kernels import MICROSOFT
 from qcompile.backends.ort_site import Edit, Refused, Site
 from qcompile.ir.graph import constant
 
-__all__ = ["TO_LAST", "channels_last", "lower_average_pool", "nhwc_max_pool", "repeat_rows"]
+__all__ = [
+    "TO_FIRST",
+    "TO_LAST",
+    "channels_last",
+    "lower_average_pool",
+    "nhwc_max_pool",
+    "repeat_rows",
+]
 
 TO_LAST = {"perm": oir.AttrInt64s("perm", [0, 2, 3, 1])}
-_TO_FIRST = {"perm": oir.AttrInt64s("perm", [0, 3, 1, 2])}
+TO_FIRST = {"perm": oir.AttrInt64s("perm", [0, 3, 1, 2])}
 _FOLLOWED = 16
 """How many operators back to look for the integer Conv that makes a region channels-last."""
 
@@ -69,7 +76,7 @@ def nhwc_max_pool(site: Site, x: QTensor) -> oir.Value:
     last = site.make("Transpose", [x.q], TO_LAST, suffix="to_last")
     names = ("auto_pad", "ceil_mode", "dilations", "kernel_shape", "pads", "strides")
     pool = site.make("NhwcMaxPool", last.outputs, site.attributes(*names), domain=MICROSOFT)
-    return site.make("Transpose", pool.outputs, _TO_FIRST, suffix="to_first").outputs[0]
+    return site.make("Transpose", pool.outputs, TO_FIRST, suffix="to_first").outputs[0]
 
 
 def repeat_rows(site: Site, x: QTensor) -> oir.Value | None:
@@ -95,7 +102,7 @@ def repeat_rows(site: Site, x: QTensor) -> oir.Value | None:
         by = site.const("factors", np.array([1, down, across, 1], np.int64))
         size = site.make("Mul", [before.outputs[0], by], suffix="size").outputs[0]
     back = site.make("Reshape", [copied.outputs[0], size], suffix="joined")
-    return site.make("Transpose", back.outputs, _TO_FIRST, suffix="to_first").outputs[0]
+    return site.make("Transpose", back.outputs, TO_FIRST, suffix="to_first").outputs[0]
 
 
 def _repeats(site: Site) -> tuple[int, int] | None:

@@ -17,6 +17,7 @@ from qcompile.backends.ort_edges import EIGHT_BIT, QTensor, Tail, dequantized, t
 from qcompile.backends.ort_kernels import KernelSet
 from qcompile.ir.graph import (
     attribute,
+    constant,
     default_opset,
     is_graph_output,
     origin,
@@ -24,7 +25,7 @@ from qcompile.ir.graph import (
     used_names,
 )
 
-__all__ = ["Edit", "Lowering", "Refused", "Site", "apply_edit"]
+__all__ = ["Edit", "Lowering", "Refused", "Site", "apply_edit", "eight_bit_constant"]
 
 
 _SHARED = 64
@@ -247,6 +248,21 @@ class Site:
         self.edit.takes_over.append((to, last.outputs[0]))
         self.edit.removes += list(dict.fromkeys([self.node, *removes]))
         return self.edit
+
+
+def eight_bit_constant(site: Site, x: QTensor, dtype: str) -> list[oir.Value | None]:
+    """(q, scale, zero point) of ``x``; a constant of the other 8-bit type is shifted by 128."""
+    if x.dtype == dtype:
+        return [x.q, site.scale(x), site.zero(x)]
+    held = constant(x.q)
+    if held is None:
+        raise Refused(
+            f"'{x.q.name}' is {x.dtype} and its partner {dtype}; the kernel takes one type"
+        )
+    shift = 128 if dtype == "uint8" else -128
+    moved = (held.astype(np.int16) + shift).astype(dtype)
+    zero = (x.zero_point.astype(np.int16) + shift).astype(dtype)
+    return [site.const(dtype, moved), site.scale(x), site.const("zero_point", zero.reshape(()))]
 
 
 def apply_edit(lowering: Lowering, at: oir.Node, edit: Edit) -> None:

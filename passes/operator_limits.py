@@ -14,6 +14,10 @@ from qcompile.ir.graph import attribute, constant
 __all__ = ["operator_limit"]
 
 
+_FEW_ROWS = 4
+"""Rows of a constant left side up to which a product is no work for an integer kernel."""
+
+
 def operator_limit(node: oir.Node) -> str:
     """Why a node that its row allows must still stay float; "" when nothing speaks against it."""
     check = _CHECKS.get(node.op_type) if node.domain == "" else None
@@ -42,6 +46,13 @@ def _gemm(node: oir.Node) -> str:
     columns = weight.shape[0 if attribute(node, "transB", 0) else 1]
     if array.size not in (1, columns) or (array.size > 1 and array.shape[-1] != columns):
         return f"bias '{bias.name}' of shape {array.shape} is not one number per column"
+    return ""
+
+
+def _matmul(node: oir.Node) -> str:
+    left = _constant(node, 0)
+    if left is not None and left.ndim >= 2 and left.shape[-2] <= _FEW_ROWS:
+        return f"{left.shape[-2]} constant rows are as fast in float"
     return ""
 
 
@@ -118,6 +129,7 @@ _CHECKS: dict[str, Callable[[oir.Node], str]] = {
     "Clip": _clip,
     "Gather": _gather,
     "Gemm": _gemm,
+    "MatMul": _matmul,
     "MaxPool": _max_pool,
     "Pad": _pad,
     "ReduceMean": _reduce_mean,

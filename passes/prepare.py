@@ -16,6 +16,7 @@ from qcompile.passes.fuse_gelu import FuseGelu
 from qcompile.passes.fuse_layernorm import FuseLayerNorm
 from qcompile.passes.fuse_softmax import FuseSoftmax
 from qcompile.passes.move_transposes import MoveTransposes
+from qcompile.passes.project_softmax import ProjectSoftmax
 from qcompile.passes.rewrite_conv_transpose import RewriteConvTranspose
 from qcompile.passes.rewrite_one_hot import RewriteOneHot
 from qcompile.passes.spell_shifts import SpellShifts
@@ -44,6 +45,7 @@ def prepare_passes(contrib: bool = False) -> list[Pass]:
         FuseGelu(contrib),
         FuseLayerNorm(),
         FuseSoftmax(),
+        *([ProjectSoftmax()] if contrib else []),
         FoldPad(),
         MoveTransposes(),
         FuseBias(),
