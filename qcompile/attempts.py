@@ -48,7 +48,7 @@ def pass_gate(
         if result.exit_code == 0:
             return candidate, result
         first = first or (candidate, result)
-        if any(check.name in ("accuracy", "metric") for check in result.failed):
+        if any(check.name in ("accuracy", "metric", "steps") for check in result.failed):
             least = max(least or 0.0, candidate.sqnr_db or 0.0)
     if first is None:
         raise PassError("the search proposed no plan")
@@ -68,6 +68,7 @@ def _judge(job: Job, candidate: Candidate, limits: Limits, reporter: Reporter) -
         slices=job.options.slices,
         extremes=job.data.extremes(),
         reference=job.reference,
+        rollout=job.rollout,
         threads=job.options.threads,
         budget_s=job.options.gate_time,
         custom_ops=job.options.custom_ops,

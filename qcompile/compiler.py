@@ -26,6 +26,7 @@ from qcompile.ranges import find_ranges
 from qcompile.reporter import Reporter, Silent
 from qcompile.result import CompileResult
 from qcompile.reuse import fingerprint, locked, up_to_date
+from qcompile.state import with_state
 from qcompile.write import write_artifact
 
 __all__ = ["compile", "compile_with"]
@@ -89,6 +90,7 @@ def compile_with(source: Any, options: Options, reporter: Reporter | None = None
         if previous is not None:
             return previous
         job = Job(prepared, data, options, *_float_files(source, prepared, work))
+        job = with_state(job)
         lock = locked(options, output, key)
         with stages("calibrate"):
             ranges = find_ranges(job, lock, stages.reporter.advance)

@@ -19,7 +19,7 @@ from qcompile.interface import at_batch, interface_faults, is_repeated, shape_ex
 from qcompile.ir.errors import CalibrationError, ModelError, OptionError
 from qcompile.limits import Limits, Metric, accuracy_checks, compare_scores, named_metric, scores
 from qcompile.measure import LoadResult, SpeedResult, measure_load, measure_pair
-from qcompile.rollout import Rollout, stepper
+from qcompile.rollout import Rollout, StepResult, roll
 from qcompile.sizes import model_bytes
 from qcompile.verdict import (
     FAIL,
@@ -32,7 +32,7 @@ from qcompile.verdict import (
     conclude,
 )
 
-__all__ = ["Limits", "Metric", "Rollout", "judge", "model_bytes"]
+__all__ = ["Limits", "Metric", "judge", "model_bytes"]
 
 Feed = Mapping[str, Any]
 Run = Callable[[Feed], Mapping[str, Any]]
@@ -78,7 +78,7 @@ def judge(
         extremes: further feeds that it must run (the smallest and largest shapes calibrated with).
         reference: what the outputs must equal where that is not ``float_model``: a model that comes
             with Q/DQ, run as it is written.
-        rollout: how state is carried over, for models that keep some.
+        rollout: how state is carried over, for models that keep some; N steps are then judged too.
         threads: threads inside an operator; None leaves the runtime's choice.
         budget_s: time for timing.
         speed: False skips timing (its check is then "skipped").
@@ -99,7 +99,9 @@ def judge(
     gate.config, gate.reference, gate.provider = config, reference, provider
     gate.sizes()
     if gate.opens(extremes) and gate.interface():
-        gate.accuracy(list(names) or [str(i) for i in range(len(feeds))], slices or {}, rollout)
+        gate.accuracy(list(names) or [str(i) for i in range(len(feeds))], slices or {})
+        if rollout is not None and not any(c.state == FAIL for c in gate.checks):
+            gate.roll(rollout, with_metric=metric is not None)
         if metric is not None:
             gate.metric(named_metric(metric))
         gate.outputs_check(with_metric=metric is not None)
@@ -116,6 +118,7 @@ def judge(
         artifact_bytes=gate.artifact_bytes,
         samples=len(feeds),
         notes=gate.notes,
+        steps=gate.steps,
     )
 
 
@@ -133,6 +136,7 @@ class _Gate:
     checks: list[Check] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     outputs: list[OutputResult] = field(default_factory=list)
+    steps: tuple[StepResult, ...] = ()
     score: ScoreResult | None = None
     timed: SpeedResult | None = None
     float_bytes: int | None = None
@@ -210,17 +214,13 @@ class _Gate:
             self.checks.append(Check("interface", PASS, "same inputs and outputs as float"))
         return not wrong
 
-    def accuracy(
-        self, names: Sequence[str], slices: Mapping[str, str], rollout: Rollout | None
-    ) -> None:
+    def accuracy(self, names: Sequence[str], slices: Mapping[str, str]) -> None:
         """Both models over all samples; sums only, so memory does not grow with them."""
         compared: dict[str, OutputComparison] = {}
-        run_float = stepper(self.float_session, rollout)
-        run_artifact = stepper(self.artifact_session, rollout)
         for index, (name, feed) in enumerate(zip(names, self.feeds, strict=True)):
-            ref = run_float(index, feed)
+            ref = self.float_session.run(feed)
             try:
-                got = run_artifact(index, feed)
+                got = self.artifact_session.run(feed)
             except ModelError as e:
                 self.checks.append(Check("runs", FAIL, f"fails on sample '{name}': {e}"))
                 continue
@@ -228,6 +228,32 @@ class _Gate:
             self._tell("compare", (index + 1) / len(self.feeds))
         self.outputs = [c.result() for c in compared.values()]
         self._batch()
+
+    def roll(self, rollout: Rollout, *, with_metric: bool) -> None:
+        """N steps with the state rolled back in: what comes out at the last must be near enough too."""
+        try:
+            found = roll(self.float_session, self.artifact_session, self.feeds, rollout)
+        except ModelError as e:
+            self.checks.append(Check("runs", FAIL, f"fails with its own state rolled back in: {e}"))
+            return
+        self.steps = found.steps
+        self.notes.extend(found.notes)
+        limit = self._limit(with_metric=with_metric)
+        for row in found.steps:
+            if row.step == rollout.steps and not row.state and row.sqnr_db is not None:
+                text = f"output '{row.output}' SQNR {row.sqnr_db:.1f} dB at step {row.step}"
+                if limit is None:
+                    continue
+                state = PASS if row.sqnr_db >= limit else FAIL
+                text += f" with the state rolled back in ({limit:g} dB needed)"
+                self.checks.append(
+                    Check("steps", state, text, row.sqnr_db, limit, where=row.output)
+                )
+
+    def _limit(self, *, with_metric: bool) -> float | None:
+        """The least SQNR; it decides where it was asked for, or nothing else was."""
+        asked = self.limits.min_sqnr
+        return asked if asked is not None else None if with_metric else 10.0
 
     def _batch(self) -> None:
         """A batch of equal rows must be as accurate as one row."""
@@ -263,8 +289,7 @@ class _Gate:
 
     def outputs_check(self, *, with_metric: bool) -> None:
         """NaN always fails; SQNR decides where it was asked for, or nothing else was."""
-        asked = self.limits.min_sqnr
-        limit = asked if asked is not None else None if with_metric else 10.0
+        limit = self._limit(with_metric=with_metric)
         for output in self.outputs:
             if output.nonfinite:
                 text = f"output '{output.name}' has {output.nonfinite} NaN or infinite values"

@@ -20,6 +20,7 @@ from qcompile.lock import Lock
 from qcompile.options import Options
 from qcompile.planner.default import default_plan
 from qcompile.prepare import Prepared
+from qcompile.rollout import Rollout
 from qcompile.scores import Metric, make_metric
 
 __all__ = ["Data", "Job", "gather", "start_plan"]
@@ -91,6 +92,7 @@ class Job:
             its Q/DQ.
         work: a temporary folder.
         reference: the user's model where it comes with Q/DQ: what the outputs must equal.
+        rollout: how state is carried over from call to call, None for models without.
     """
 
     prepared: Prepared
@@ -99,6 +101,7 @@ class Job:
     float_path: Path
     work: Path
     reference: Path | None = None
+    rollout: Rollout | None = None
 
     def open_reference(self) -> Session:
         """What the outputs must equal, opened."""

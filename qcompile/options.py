@@ -42,6 +42,8 @@ class Options:
         eval_data: data for a built-in metric.
         labels: labels.csv for a built-in metric.
         slices: sample name -> slice; the worst slice is gated too.
+        state: "OUTPUT=INPUT" of state that is carried over; () = as names suggest, "none" = none.
+        steps: how many calls are judged where state is carried over; None = 16.
         max_drop: how much worse the metric may become.
         min_sqnr: least SQNR in dB of every float output; None = 10 without a metric, else off.
         min_speedup: least ratio to the float model under the runtime's own optimizations.
@@ -84,6 +86,8 @@ class Options:
     eval_data: Any = None
     labels: Path | None = None
     slices: Mapping[str, str] | None = None
+    state: tuple[str, ...] = ()
+    steps: int | None = None
     max_drop: Drop | None = None
     min_sqnr: float | None = None
     min_speedup: float = 1.0
@@ -116,7 +120,7 @@ class Options:
 
 NAMES = tuple(f.name for f in fields(Options))
 _PATHS = ("ranges", "labels", "output", "custom_ops", "costs", "lock")
-_LISTS = ("keep_float", "disable", "require")
+_LISTS = ("state", "keep_float", "disable", "require")
 _READERS: dict[str, Callable[[str], object]] = {
     "max_drop": parse_drop,
     "max_latency": lambda t: parse_milliseconds(t, "--max-latency"),
@@ -175,7 +179,7 @@ def _check(options: Options) -> None:
     for word in options.require:
         if word not in REQUIREMENTS:
             raise OptionError(f"--require {word} is unknown; use {', '.join(REQUIREMENTS)}")
-    for name in ("samples", "threads"):
+    for name in ("samples", "steps", "threads"):
         value = getattr(options, name)
         if value is not None and value < 1:
             raise OptionError(f"--{name} {value} must be at least 1")

@@ -186,6 +186,7 @@ def _judge(job: Job, path: Path, engine: EngineCheck) -> GateResult:
         custom_ops=options.custom_ops,
         config=AS_WRITTEN,
         reference=job.reference,
+        rollout=job.rollout,
     )
     checks = [*found.checks]
     verdict, headline = found.verdict, found.headline

@@ -26,6 +26,7 @@ _NOT_IN_KEY = frozenset({"output", "force", "calibration", "eval_data", "locked"
 _GATE_ONLY = frozenset(
     {"metric", "metric_direction", "labels", "slices", "gate_time", "require", "strict"}
     | {"max_drop", "min_sqnr", "min_speedup", "max_latency", "max_size", "allow_random", "plan"}
+    | {"state", "steps"}
     | {"threads", "search_time", "effort", "costs", "ranges", "memory_limit", "best_effort"}
 )
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from qcompile.compare import OutputResult
 from qcompile.measure import SpeedResult
+from qcompile.rollout import StepResult
 
 __all__ = [
     "DELIVERED",
@@ -112,6 +113,7 @@ class GateResult:
         artifact_bytes: size of the artifact with its external data.
         samples: held-back samples compared.
         notes: warnings and what could not be checked.
+        steps: each output at the first, middle and last of N steps, where state is carried over.
     """
 
     verdict: str
@@ -124,6 +126,7 @@ class GateResult:
     artifact_bytes: int | None = None
     samples: int = 0
     notes: tuple[str, ...] = ()
+    steps: tuple[StepResult, ...] = ()
 
     @property
     def delivered(self) -> bool:
@@ -172,6 +175,7 @@ def conclude(
     artifact_bytes: int | None = None,
     samples: int = 0,
     notes: Sequence[str] = (),
+    steps: Sequence[StepResult] = (),
 ) -> GateResult:
     """The verdict that the checks add up to: one failure decides, then one vague number."""
     states = {c.state for c in checks}
@@ -192,6 +196,7 @@ def conclude(
         artifact_bytes=artifact_bytes,
         samples=samples,
         notes=tuple(notes),
+        steps=tuple(steps),
     )
     return dataclasses.replace(result, headline=_headline(result))
 

@@ -16,12 +16,13 @@ from hypothesis import strategies as st
 from qcompile import verdict
 from qcompile.backends.ort import Port, open_session
 from qcompile.compare import SQNR_MAX, OutputComparison, OutputResult, compare_outputs, db
-from qcompile.gate import Rollout, judge, model_bytes
+from qcompile.gate import judge, model_bytes
 from qcompile.interface import at_batch, interface_faults, is_repeated, shape_extremes
 from qcompile.interval import Interval
 from qcompile.ir.errors import CalibrationError, ModelError, OptionError
 from qcompile.limits import Limits
 from qcompile.measure import LoadResult, ModelSpeed, SpeedResult
+from qcompile.rollout import Rollout
 from qcompile.units import parse_drop
 
 RNG = np.random.default_rng(0)
@@ -367,10 +368,13 @@ def test_state_is_rolled_back_in(tmp_path: Path) -> None:
     zero = np.zeros((1, 4), np.float32)
     feeds = [{"x": np.ones((1, 4), np.float32), "h": zero} for _ in range(12)]
     once = gate(ref, other, feeds)
-    rolled = gate(ref, other, feeds, rollout=Rollout({"hn": "h"}))
-    reset = gate(ref, other, feeds, rollout=Rollout({"hn": "h"}, list("abcdefghijkl")))
-    assert once.sqnr_db == reset.sqnr_db == SQNR_MAX
-    assert rolled.sqnr_db < 10
+    rolled = gate(ref, other, feeds, rollout=Rollout({"hn": "h"}, steps=9))
+    assert once.sqnr_db == rolled.sqnr_db == SQNR_MAX
+    found = {row.step: row.sqnr_db for row in rolled.steps if row.output == "y"}
+    assert list(found) == [1, 5, 9]
+    assert found[1] == SQNR_MAX and found[5] > 10 > found[9]
+    assert "at step 9 with the state rolled back in" in failed(rolled, "steps")
+    assert any("hn -> h" in note for note in rolled.notes)
 
 
 def test_speed_is_measured_and_said(child: None, ref: Path, tmp_path: Path) -> None:

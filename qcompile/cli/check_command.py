@@ -7,13 +7,14 @@ from typing import Any
 
 import click
 
-from qcompile.backends.ort import check_runtime
+from qcompile.backends.ort import check_runtime, open_session
 from qcompile.cli.output import Progress, check_line, print_json
 from qcompile.data.inputs import input_specs
 from qcompile.data.sources import open_feeds
 from qcompile.gate import Limits, judge
 from qcompile.ir.load import load_model
 from qcompile.options import make_options
+from qcompile.rollout import find_rollout
 from qcompile.scores import make_metric
 
 __all__ = ["command"]
@@ -31,6 +32,8 @@ __all__ = ["command"]
 @click.option("--metric-direction", type=click.Choice(["max", "min"]))
 @click.option("--eval-data", help="Samples for a built-in metric.")
 @click.option("--labels", help="labels.csv: sample name,label.")
+@click.option("--state", multiple=True, help="OUTPUT=INPUT that is fed back, or none [by names].")
+@click.option("--steps", type=int, help="Calls in a row to judge where state is fed back [16].")
 @click.option("--max-drop", help="Allowed loss of the metric: 1% or 0.5pt.")
 @click.option("--min-sqnr", type=float, help="Least SQNR in dB [10, off with --metric].")
 @click.option("--min-speedup", type=float, help="[1.0]")
@@ -51,6 +54,8 @@ def command(float_model: Path, other: Path, as_json: bool, **given: Any) -> int:
     specs = input_specs(load_model(float_model).model)
     feeds = open_feeds(options.calibration, specs, preprocess=options.preprocess, seed=options.seed)
     feeds = feeds.subset(range(min(len(feeds), options.samples)))
+    opened = open_session(float_model, threads=options.threads, custom_ops=options.custom_ops)
+    rollout = find_rollout(opened.inputs, opened.outputs, options.state, options.steps)
     with Progress(quiet=as_json) as progress:
         progress.stage("check")
         result = judge(
@@ -66,6 +71,7 @@ def command(float_model: Path, other: Path, as_json: bool, **given: Any) -> int:
             ),
             metric=make_metric(options, specs, feeds, calibrated=False),
             names=feeds.names,
+            rollout=rollout,
             threads=options.threads,
             budget_s=options.gate_time,
             custom_ops=options.custom_ops,

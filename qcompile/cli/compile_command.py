@@ -43,6 +43,8 @@ __all__ = ["command"]
     "--eval-data", help="Samples for a built-in metric (other than the calibration data)."
 )
 @click.option("--labels", help="labels.csv: sample name,label.")
+@click.option("--state", multiple=True, help="OUTPUT=INPUT that is fed back, or none [by names].")
+@click.option("--steps", type=int, help="Calls in a row to judge where state is fed back [16].")
 @click.option("--max-drop", help="Allowed loss of the metric: 1% (relative) or 0.5pt.")
 @click.option(
     "--min-sqnr", type=float, help="Least SQNR of every float output in dB [10, off with --metric]."

@@ -1,0 +1,61 @@
+"""State of recurrent models in a compile: found or as asked, and in the calibration data too."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from qcompile.backends.ort import Session
+from qcompile.data.inputs import Feed
+from qcompile.data.sources import FeedSet
+from qcompile.ir.errors import ModelError
+from qcompile.job import Job
+from qcompile.rollout import Rollout, find_rollout
+
+__all__ = ["with_state"]
+
+
+def with_state(job: Job) -> Job:
+    """The job with its rollout; where every sample starts from zero, calibration sees later states.
+
+    Raises:
+        OptionError: --state names what the model does not have.
+    """
+    session = job.open_reference()
+    options = job.options
+    rollout = find_rollout(session.inputs, session.outputs, options.state, options.steps)
+    if rollout is None:
+        return job
+    job = replace(job, rollout=rollout)
+    data = job.data
+    if data.random or not _all_zero(data.calibration, rollout):
+        return job
+    carried = _carried(session, data.calibration, rollout)
+    if carried is None:
+        return job
+    names = ", ".join(rollout.state.values())
+    finding = f"{names}: zero in every sample, so calibrated on the states that follow from them"
+    return replace(job, data=replace(data, calibration=carried, findings=(*data.findings, finding)))
+
+
+def _all_zero(feeds: FeedSet, rollout: Rollout) -> bool:
+    inputs = rollout.state.values()
+    return len(feeds) > 1 and not any(np.any(feed[name]) for feed in feeds for name in inputs)
+
+
+def _carried(session: Session, feeds: FeedSet, rollout: Rollout) -> FeedSet | None:
+    """The samples one after the other, each with the state that the one before it left."""
+    state: dict[str, Any] = {}
+    found: list[Feed] = []
+    try:
+        for feed in feeds:
+            found.append({**feed, **state})
+            outputs = session.run(found[-1])
+            state = {into: outputs[out] for out, into in rollout.state.items()}
+    except ModelError:
+        return None  # the gate's notes say why it cannot be rolled
+    return FeedSet(
+        feeds.description, feeds.names, found.__getitem__, feeds.random, feeds.notes, feeds
+    )
