@@ -10,7 +10,7 @@ import numpy.typing as npt
 import onnx_ir as oir
 
 from qcompile.calibrators.gram import split_blocks
-from qcompile.calibrators.rounding import round_weights, shrink_scales
+from qcompile.calibrators.rounding import nearest, round_weights, shrink_scales
 from qcompile.ir.affine import QParams, TensorRange, quantize_weight
 from qcompile.ir.given import NOTHING_GIVEN, Given
 from qcompile.ir.graph import attribute, constant, default_opset
@@ -97,7 +97,16 @@ class Layer:
         whole = self.grouped(weight.values) - _zero_point(weight)
         return np.asarray(whole * self.scales(weight)[:, None, :])
 
-    def fit(self, wanted: Array, covariance: Array, sweeps: int, source: str) -> IntegerWeight:
+    def fit(
+        self,
+        wanted: Array,
+        covariance: Array,
+        sweeps: int,
+        source: str,
+        *,
+        rounding: bool = True,
+        ranging: bool = True,
+    ) -> IntegerWeight:
         """Integers and ranges for weights near the layer's own, by output error.
 
         Args:
@@ -105,6 +114,8 @@ class Layer:
             covariance: of what the weights are multiplied with, cut into blocks where the source is.
             sweeps: rounds of coordinate descent.
             source: who chose the integers.
+            rounding: choose integers by output error, not the nearest.
+            ranging: choose ranges by output error, not by the largest weight.
         """
         plain, source_of_x = self.plain, self.sources[0]
         spec, zero = plain.qparams.spec, _zero_point(plain)
@@ -114,14 +125,18 @@ class Layer:
         _, widest = quantize_weight(self.ungrouped(wanted).astype(np.float32), spec)
         scale = self.scales(IntegerWeight(plain.values, widest))
         variance = np.einsum("gii->gi", covariance).reshape(groups, -1)[:, :d]
-        share = shrink_scales(wanted, scale, variance, low, high, joint=per_tensor)
+        share = np.ones(scale.shape)
+        if ranging:
+            share = shrink_scales(wanted, scale, variance, low, high, joint=per_tensor)
         # A scale that was enlarged to make room for the bias stays that large.
         _, own = quantize_weight(self.weight, spec)
         known = self.scales(plain)
         enlarged = known > self.scales(IntegerWeight(plain.values, own))
         scale = np.where(enlarged, np.maximum(scale, known), scale * share).astype(np.float32)
         scaled = wanted / scale[:, None, :].astype(np.float64)
-        if source_of_x.blocks > 1:
+        if not rounding:
+            integers = nearest(scaled, low, high)
+        elif source_of_x.blocks > 1:
             cut = split_blocks(scaled, source_of_x.channels, source_of_x.blocks)
             whole = round_weights(cut, covariance, low, high, sweeps=sweeps)
             integers = whole.reshape(1, -1, out)[:, :d]

@@ -44,6 +44,7 @@ def find_learned(
 ) -> Learned:
     """Integer weights and bias shifts for all that ``plan`` makes integer.
 
+    ``--techniques`` says which of rounding, weight ranges and bias shifts are learned;
     ``--disable learn-weights`` keeps the nearest integers, ``--disable correct-bias`` the biases.
 
     Raises:
@@ -57,10 +58,11 @@ def find_learned(
     if job.data.random:
         return Learned(notes=(Note("", "nothing learned: the data are random"),))
     effort = EFFORTS[options.effort]
-    if "learn-weights" in options.disable:
-        effort = replace(effort, method="nearest")
-    shift = "correct-bias" not in options.disable
-    if effort.method == "nearest" and not shift:
+    able = effort.method == "rounding" and "learn-weights" not in options.disable
+    rounding = able and options.uses("learned-rounding")
+    weight_ranges = able and options.uses("weight-ranges")
+    shift = options.uses("bias-correction") and "correct-bias" not in options.disable
+    if not (rounding or weight_ranges or shift):
         return Learned()
     feeds, judges = job.data.teaching(effort.samples)
     return learn_weights(
@@ -71,7 +73,8 @@ def find_learned(
         feeds,
         work=job.work,
         held=judges,
-        method=effort.method,
+        method="rounding" if rounding else "nearest",
+        weight_ranges=weight_ranges,
         shift_biases=shift,
         time_budget_s=effort.seconds,
         memory_limit=None if options.memory_limit is None else options.memory_limit // 4,

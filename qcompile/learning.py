@@ -69,6 +69,7 @@ def learn_weights(
     work: Path,
     held: Collection[int] | None = None,
     method: Method = "rounding",
+    weight_ranges: bool | None = None,
     shift_biases: bool = True,
     time_budget_s: float = 20.0,
     memory_limit: int | None = None,
@@ -89,7 +90,8 @@ def learn_weights(
         feeds: samples.
         work: a temporary folder.
         held: indices of the samples that judge instead of teaching; None: every fourth.
-        method: "nearest" keeps the integers nearest to the weights and shifts biases alone.
+        method: "nearest" keeps the integers nearest to the weights.
+        weight_ranges: choose ranges of weights by output error; None: where rounding is learned.
         shift_biases: learn shifts, and integers that count on them.
         time_budget_s: layers that are not reached within it keep the nearest integers.
         memory_limit: bytes for covariances and captured tensors.
@@ -100,10 +102,12 @@ def learn_weights(
         custom_ops: library with custom operators.
         given: scales that stay as they are, and weights whose integers do.
     """
-    second = method == "rounding"
+    rounding = method == "rounding"
+    ranging = rounding if weight_ranges is None else weight_ranges
+    second = rounding or ranging
     deadline = time.perf_counter() + time_budget_s if second else None
     layers, notes = learnable_layers(model, target, ranges, plan, shift=shift_biases, given=given)
-    learner = _Learner(deadline, sweeps, len(layers), progress)
+    learner = _Learner(deadline, sweeps, rounding, ranging, len(layers), progress)
     gathering = Gathering(model, feeds, work, held, second, seed, threads, custom_ops)
     by_key = {layer.key: layer for layer in layers}
     wanted = {layer.key: layer.sources for layer in layers}
@@ -120,6 +124,8 @@ class _Learner:
 
     deadline: float | None
     sweeps: int
+    rounding: bool
+    ranging: bool
     total: int
     progress: Callable[[float, float | None], None] | None
     weights: dict[str, IntegerWeight] = field(default_factory=dict)
@@ -143,7 +149,7 @@ class _Learner:
         candidates = [layer.plain]
         late = self.deadline is not None and time.perf_counter() > self.deadline
         if self.deadline is not None and not late:
-            candidates.append(_rounded(layer, read, self.sweeps))
+            candidates.append(self._fitted(layer, read))
         shifts: list[FloatArray | None] = [None] * len(read)
         before = _judge(_error(layer, layer.plain), read, shifts)
         best, choice = before, layer.plain
@@ -154,6 +160,17 @@ class _Learner:
             if found < best:
                 best, choice, shifts = found, weight, moved
         self._keep(layer, choice, shifts, 10 * np.log10(before / max(best, 1e-300)), late)
+
+    def _fitted(self, layer: Layer, read: Sequence[GramStore]) -> IntegerWeight:
+        source = "learned rounding" if self.rounding else "weight range"
+        return layer.fit(
+            layer.real,
+            _moments(layer, read),
+            self.sweeps,
+            source,
+            rounding=self.rounding,
+            ranging=self.ranging,
+        )
 
     def _keep(
         self,
@@ -171,7 +188,7 @@ class _Learner:
         done = []
         if choice is not layer.plain:
             self.weights[layer.key] = choice
-            done.append("weights learned")
+            done.append("weights learned" if self.rounding else "weight ranges learned")
         for site, shift in zip(layer.sites, shifts, strict=True):
             if shift is not None:
                 self.shifts[site.origin] = shift
@@ -185,16 +202,16 @@ class _Learner:
         self.notes.append(Note(where, text, changed=True))
 
 
-def _rounded(layer: Layer, read: Sequence[GramStore], sweeps: int) -> IntegerWeight:
+def _moments(layer: Layer, read: Sequence[GramStore]) -> Array:
+    """Mean covariance of what the readers read, with the mean where nothing takes its error away."""
     covariance = np.zeros(1)
     for store, shiftable in zip(read, layer.shiftable, strict=True):
         one = store.covariance()
         if not shiftable:
-            # Nothing takes the mean error away, so it counts.
             mean = store.mean()
             one = one + mean[:, :, None] * mean[:, None, :]
         covariance = covariance + one / len(read)
-    return layer.fit(layer.real, covariance, sweeps, "learned rounding")
+    return covariance
 
 
 def _error(layer: Layer, weight: IntegerWeight) -> Array:

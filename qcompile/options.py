@@ -11,6 +11,7 @@ from typing import Any
 
 from qcompile.ir.errors import OptionError
 from qcompile.oldest_runtime import parse_release
+from qcompile.techniques import ALL, parse_techniques
 from qcompile.units import Drop, parse_bytes, parse_drop, parse_milliseconds, parse_seconds
 
 if sys.version_info >= (3, 11):
@@ -54,6 +55,7 @@ class Options:
         plan: a plan.json to follow.
         keep_float: origin ids or patterns that stay in float.
         disable: names of passes to skip.
+        techniques: what is done for accuracy, see ``qcompile.techniques``.
         threads: intra-op threads for costs and gate; None = the runtime's default.
         memory_limit: bytes.
         effort: "fast", "default" or "max".
@@ -98,6 +100,7 @@ class Options:
     plan: Any = None
     keep_float: tuple[str, ...] = ()
     disable: tuple[str, ...] = ()
+    techniques: tuple[str, ...] = ALL
     threads: int | None = None
     memory_limit: int | None = None
     effort: str = "default"
@@ -116,6 +119,10 @@ class Options:
     require: tuple[str, ...] = ()
     strict: bool = False
     best_effort: bool = False
+
+    def uses(self, technique: str) -> bool:
+        """Whether a technique is switched on; ``--disable`` knows them by name too."""
+        return technique in self.techniques and technique not in self.disable
 
 
 NAMES = tuple(f.name for f in fields(Options))
@@ -166,6 +173,8 @@ def make_options(**given: Any) -> Options:
 def _read(name: str, value: Any) -> Any:
     if name in _READERS and isinstance(value, str):
         return _READERS[name](value)
+    if name == "techniques":
+        return parse_techniques(value)
     if name in _PATHS:
         return Path(value)
     if name in _LISTS:

@@ -100,6 +100,7 @@ def write_portable(
         "target": {"name": target.name, "device": target.device} | {"notes": list(target.notes)},
         "inputs": dict(key),
         "hashes": hashes,
+        "techniques": list(job.options.techniques),
         "calibration": {
             "description": ranges.description,
             "random": job.data.random,

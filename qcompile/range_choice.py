@@ -31,11 +31,12 @@ def choose_ranges(
 ) -> tuple[Ranges, Builder]:
     """The ranges of the estimator with the least output error on selection samples, and their builder.
 
-    Ranges stay as they are where the user named the estimator, where they were replayed, and with
-    ``--effort fast``.
+    Ranges stay as they are where the user named the estimator or wants no choice, where they were
+    replayed, and with ``--effort fast``.
     """
     options = job.options
-    if ranges.calibration is None or options.method != "auto" or options.effort == "fast":
+    named = options.method != "auto" or not options.uses("range-choice")
+    if ranges.calibration is None or named or options.effort == "fast":
         return ranges, builder
     feeds = job.data.selection()
     names = ("auto", *estimators(job.prepared.target.activation))

@@ -49,12 +49,14 @@ def find_ranges(
             options.ranges, model_sha256=job.prepared.loaded.sha256, data_sha256=data.sha256
         )
         return Ranges(loaded.ranges(), loaded, f"ranges reused from {options.ranges.name}")
+    choosing = options.method != "auto" or options.uses("range-choice")
+    method = options.method if choosing else "minmax"
     found = calibrate(
         job.prepared.model,
         tensors,
         data.calibration,
         spec=job.prepared.target.activation,
-        method=options.method,
+        method=method,
         threads=options.threads or 0,
         memory_limit=options.memory_limit,
         seed=options.seed,

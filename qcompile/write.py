@@ -97,6 +97,7 @@ def write_artifact(
         | {"notes": list(job.prepared.target.notes)},
         "inputs": dict(key),
         "hashes": hashes,
+        "techniques": list(job.options.techniques),
         "calibration": {
             "description": ranges.description,
             "random": job.data.random,

@@ -6,6 +6,7 @@ import pytest
 
 from qcompile.ir.errors import OptionError
 from qcompile.options import make_options, read_toml
+from qcompile.techniques import ALL
 
 
 def test_text_with_units_and_lists() -> None:
@@ -27,12 +28,24 @@ def test_text_with_units_and_lists() -> None:
         ({"threads": 0}, "at least 1"),
         ({"min_speedup": 0}, "above 0"),
         ({"max_drop": "1%"}, "needs a --metric"),
+        ({"techniques": "smooth-quants"}, "did you mean smooth-quant"),
+        ({"techniques": "refit,-fold-scales"}, "give only one kind"),
+        ({"techniques": 3}, "is no text"),
         ({"ranges": "missing.npz"}, "'missing.npz' does not exist"),
     ],
 )
 def test_options_that_cannot_be(given: dict[str, object], says: str) -> None:
     with pytest.raises(OptionError, match=says):
         make_options(**given)
+
+
+def test_techniques_are_all_none_named_or_left_out() -> None:
+    assert make_options().techniques == ALL == make_options(techniques="all").techniques
+    assert make_options(techniques="none").techniques == ()
+    assert make_options(techniques="refit, fold-scales").techniques == ("fold-scales", "refit")
+    assert make_options(techniques=["refit"]).techniques == ("refit",)
+    assert make_options(techniques="-refit").techniques == ALL[:-1]
+    assert not make_options(disable="fold-scales").uses("fold-scales")
 
 
 def test_toml(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import click
 
 from qcompile.cli.output import FORMATS, Progress, write_outcome
 from qcompile.options import EFFORTS, METHODS, REQUIREMENTS, make_options, read_toml
+from qcompile.techniques import TECHNIQUES
 
 __all__ = ["command"]
 
@@ -59,6 +60,10 @@ __all__ = ["command"]
     "--keep-float", multiple=True, help="Origin id or pattern that stays float; repeatable."
 )
 @click.option("--disable", multiple=True, help="Pass to skip; repeatable.")
+@click.option(
+    "--techniques",
+    help=f"What is done for accuracy: all (default), none, names, or -name: {', '.join(TECHNIQUES)}.",
+)
 @click.option("--threads", type=int, help="Threads for costs and gate [the runtime's default].")
 @click.option("--memory-limit", help="For example 4GB.")
 @click.option("--effort", type=click.Choice(EFFORTS), help="How long to search [default].")

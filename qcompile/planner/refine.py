@@ -46,7 +46,7 @@ def refine(
     Their latencies are those of the candidates they come from: only constants differ.
     """
     effort = EFFORTS[job.options.effort]
-    if job.data.random or "refit" in job.options.disable:
+    if job.data.random or not job.options.uses("refit"):
         return []
     found: list[Candidate] = []
     for count, candidate in enumerate(_promising(order, effort.candidates)):
