@@ -25,6 +25,7 @@ __all__ = [
     "file_sha256",
     "new_artifact",
     "open_artifact",
+    "record_file",
     "writable",
 ]
 
@@ -193,3 +194,12 @@ def write_manifest(folder: Path, content: Mapping[str, Any]) -> dict[str, Any]:
     text = json.dumps(manifest, indent=1, sort_keys=True) + "\n"
     (folder / MANIFEST).write_text(text, encoding="utf-8", newline="\n")
     return manifest
+
+
+def record_file(folder: Path, name: str) -> None:
+    """Renew the hash of a file that was made anew; a folder without our manifest stays as it is."""
+    manifest = _read_manifest(folder)
+    if manifest is not None:
+        manifest["files"][name] = file_sha256(folder / name)
+        text = json.dumps(manifest, indent=1, sort_keys=True) + "\n"
+        (folder / MANIFEST).write_text(text, encoding="utf-8", newline="\n")

@@ -10,10 +10,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["SQNR_MAX", "OutputComparison", "OutputResult", "compare_outputs", "db"]
+__all__ = ["SQNR_MAX", "OutputComparison", "OutputResult", "SampleScore", "compare_outputs", "db"]
 
 SQNR_MAX = 200.0
 """Decibels written for equal outputs: infinity has no place in JSON."""
+
+WORST = 4
+"""Samples that are remembered because they fare worst."""
 
 NEAR_CONSTANT = 1e-3
 """Below this share of the energy varying between samples, an output is called nearly constant."""
@@ -21,6 +24,14 @@ NEAR_CONSTANT = 1e-3
 _TRACKED = 4_000_000  # elements whose mean over samples is kept, for the variation
 
 Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class SampleScore:
+    """SQNR in dB (agreement for other kinds) of one sample."""
+
+    sample: str
+    score: float
 
 
 @dataclass(frozen=True)
@@ -33,6 +44,7 @@ class OutputResult:
         sqnr_db: over all samples together; None for other kinds.
         worst_sample: the sample with the least SQNR (agreement).
         worst_sqnr_db: its SQNR.
+        worst: the `WORST` samples with the least SQNR (agreement), the worst first.
         slices: slice -> SQNR (agreement for other kinds).
         agreement: share of equal elements (other kinds); for floats with classes on the last axis
             the share of equal arg-maxima, None for a last axis of one.
@@ -62,6 +74,7 @@ class OutputResult:
     ignored: int
     shape_differs: int
     varying: float | None
+    worst: tuple[SampleScore, ...] = ()
 
     @property
     def zero(self) -> bool:
@@ -109,7 +122,7 @@ class OutputComparison:
     kind: str
     total: _Sums = field(default_factory=_Sums)
     slices: dict[str, _Sums] = field(default_factory=dict)
-    worst: tuple[float, str] | None = None
+    worst: list[tuple[float, str]] = field(default_factory=list)
     dot: float = 0.0
     got_energy: float = 0.0
     rows: int = 0
@@ -138,8 +151,10 @@ class OutputComparison:
         if label is not None:
             self.slices.setdefault(label, _Sums()).add(sums)
         here = self._score(sums)
-        if here is not None and (self.worst is None or here < self.worst[0]):
-            self.worst = (here, sample)
+        if here is not None:
+            # stable: of equal samples the one seen first stays first
+            self.worst.append((here, sample))
+            self.worst = sorted(self.worst, key=lambda one: one[0])[:WORST]
 
     def _mismatch(self, ref: Array, got: Array) -> _Sums:
         """A different number of results: as if nothing matched."""
@@ -210,8 +225,8 @@ class OutputComparison:
             name=self.name,
             kind=self.kind,
             sqnr_db=db(total.signal, total.noise) if floats else None,
-            worst_sample=self.worst[1] if self.worst else None,
-            worst_sqnr_db=self.worst[0] if self.worst and floats else None,
+            worst_sample=self.worst[0][1] if self.worst else None,
+            worst_sqnr_db=self.worst[0][0] if self.worst and floats else None,
             slices={label: score for label, score in scores.items() if score is not None},
             agreement=agreement,
             cosine=self.dot / norm if floats and norm > 0 else None,
@@ -222,6 +237,7 @@ class OutputComparison:
             ignored=self.ignored,
             shape_differs=self.shape_differs,
             varying=varying,
+            worst=tuple(SampleScore(sample, score) for score, sample in self.worst),
         )
 
 

@@ -23,6 +23,8 @@ from qcompile.outcome import GATE_NOT_MET, settle
 from qcompile.planner.by_groups import Tried
 from qcompile.ranges import Ranges
 from qcompile.report import REPORT_VERSION, CompileReport, notes_as_data, passes_as_data
+from qcompile.report_data.details import Built, describe_details
+from qcompile.report_page.page import write_page
 from qcompile.reuse import byte_inputs
 from qcompile.trace import mac_counts
 from qcompile.verdict import DELIVERED, INCONCLUSIVE, NOT_DELIVERED, NOT_MEASURED, to_jsonable
@@ -114,6 +116,7 @@ def write_portable(
         "plan": {
             "how": f"{made.tried[-1].name}; {made.engine.note}",
             "candidates": [_candidate(t, t is made.tried[-1]) for t in made.tried],
+            "front": [],
         },
         "layers": layers,
         "integer_mac_share": share,
@@ -126,8 +129,11 @@ def write_portable(
         "versions": describe_versions(),
         "seed": job.options.seed,
     }
+    built = Built(made.model, place / PORTABLE, {"session.disable_quant_qdq": "1"})
+    data |= describe_details(job, ranges, built, made.gate, layers)
     report = CompileReport(to_jsonable(data))
     (folder / "report.json").write_text(report.to_json(), encoding="utf-8", newline="\n")
+    write_page(report.data, folder / "report.html")
     write_manifest(
         folder,
         {

@@ -84,6 +84,12 @@ class CompileResult:
         """The last lines of a run."""
         return (["up to date"] if self.up_to_date else []) + self.report.headlines()
 
+    def _repr_html_(self) -> str:
+        """Verdict and figures for a notebook's cell."""
+        from qcompile.report_page.page import render_card
+
+        return render_card(self.report.data)
+
     def summary(self) -> str:
         """The text of a run."""
         return "\n".join(self.headlines()) if self.up_to_date else self.report.summary()

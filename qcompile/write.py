@@ -27,6 +27,8 @@ from qcompile.planner.race import Candidate
 from qcompile.planner.search import Found
 from qcompile.ranges import Ranges
 from qcompile.report import REPORT_VERSION, CompileReport, notes_as_data, passes_as_data
+from qcompile.report_data.details import Built, describe_details
+from qcompile.report_page.page import write_page
 from qcompile.reuse import byte_inputs
 from qcompile.verdict import DELIVERED, INCONCLUSIVE, NOT_MEASURED, GateResult, to_jsonable
 
@@ -115,6 +117,7 @@ def write_artifact(
                 | {"sqnr_db": c.sqnr_db, "refused": c.refused, "chosen": c.chosen}
                 for c in found.chosen(taken)
             ],
+            "front": _front(found),
         },
         "layers": layers,
         "integer_mac_share": share,
@@ -126,8 +129,11 @@ def write_artifact(
         "versions": describe_versions(),
         "seed": job.options.seed,
     }
+    built = Built(build.portable, place / MODEL, costs=found.costs)
+    data |= describe_details(job, ranges, built, gate, layers)
     report = CompileReport(to_jsonable(data))
     (folder / "report.json").write_text(report.to_json(), encoding="utf-8", newline="\n")
+    write_page(report.data, folder / "report.html")
     write_manifest(
         folder,
         {
@@ -142,6 +148,19 @@ def write_artifact(
         },
     )
     return report, outcome.exit_code
+
+
+def _front(found: Found) -> list[dict[str, Any]]:
+    """The predicted plans as points; speed-ups are against the prepared float model."""
+    if found.pareto is None or found.costs is None:
+        return []
+    total = found.costs.totals_ns.get(FLOAT, 0)
+    points = json.loads(found.pareto)["points"]
+    return [
+        {"latency_ns": p["latency_ns"], "sqnr_db": p["sqnr_db"], "found_by": p["found_by"]}
+        | {"speedup": total / p["latency_ns"] if p["latency_ns"] else None}
+        for p in points
+    ]
 
 
 def describe_model(job: Job) -> dict[str, Any]:

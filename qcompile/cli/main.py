@@ -20,6 +20,7 @@ COMMANDS: dict[str, str] = {
     "check": "qcompile.cli.check_command",
     "init": "qcompile.cli.init_command",
     "inspect": "qcompile.cli.inspect_command",
+    "report": "qcompile.cli.report_command",
     "targets": "qcompile.cli.targets_command",
     "compare": "qcompile.cli.compare_command",
     "bench": "qcompile.cli.bench_command",

@@ -13,7 +13,7 @@ from PIL import Image, UnidentifiedImageError
 from qcompile.data.inputs import InputSpec
 from qcompile.ir.errors import CalibrationError, OptionError
 
-__all__ = ["IMAGE_SUFFIXES", "PRESETS", "Preprocess", "parse_preprocess", "save_preview"]
+__all__ = ["IMAGE_SUFFIXES", "PRESETS", "Preprocess", "parse_preprocess", "picture", "save_preview"]
 
 IMAGE_SUFFIXES = frozenset(
     {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm"}
@@ -230,16 +230,23 @@ def _as_tuple(value: object) -> tuple[float, ...]:
     return value if isinstance(value, tuple) else ()
 
 
-def save_preview(feed: npt.NDArray[np.generic], path: Path) -> None:
-    """Write what the model sees as a picture, channels stretched to 0..255: wrong colours show at once.
+def picture(feed: npt.NDArray[np.generic], swap: bool = False) -> Image.Image:
+    """What the model sees, channels stretched to 0..255: wrong colours show at once.
 
     Args:
         feed: one sample (1, C, H, W) or (1, H, W, C) with 1 or 3 channels.
-        path: a .png to write.
+        swap: its channels are blue, green, red.
     """
     sample = np.asarray(feed[0], np.float32)
     if sample.shape[0] in (1, 3):
         sample = sample.transpose(1, 2, 0)
     low, high = float(sample.min()), float(sample.max())
     stretched = np.clip((sample - low) / ((high - low) or 1.0) * 255, 0, 255).astype(np.uint8)
-    Image.fromarray(stretched[..., 0] if stretched.shape[2] == 1 else stretched).save(path)
+    if stretched.shape[2] == 1:
+        return Image.fromarray(stretched[..., 0])
+    return Image.fromarray(np.ascontiguousarray(stretched[..., ::-1]) if swap else stretched)
+
+
+def save_preview(feed: npt.NDArray[np.generic], path: Path) -> None:
+    """Write ``picture(feed)`` as a .png."""
+    picture(feed).save(path)

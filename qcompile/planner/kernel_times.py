@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -57,6 +57,7 @@ class FormTimes:
         blocked: tensors that stand in NCHWc blocks.
         channels_last: four-dimensional tensors that stand in NHWC.
         unmapped_ns: time of kernels that belong to no layer (spread over no one).
+        operators: executed operator -> how many kernels, and their time.
     """
 
     layers: Mapping[str, float]
@@ -65,6 +66,7 @@ class FormTimes:
     blocked: frozenset[str]
     channels_last: frozenset[str]
     unmapped_ns: float
+    operators: Mapping[str, tuple[int, float]] = field(default_factory=dict)
 
 
 def form_times(
@@ -188,7 +190,11 @@ def _handed_out(
         else:
             layers[origin] = layers.get(origin, 0.0) + times[index]
     blocked, last = _layouts(tagged, owners)
-    return FormTimes(layers, tuple(conversions), base, blocked, last, unmapped)
+    operators: dict[str, tuple[int, float]] = {}
+    for kernel, ns in zip(kernels, times, strict=True):
+        count, so_far = operators.get(kernel.op_type, (0, 0.0))
+        operators[kernel.op_type] = (count + 1, so_far + ns)
+    return FormTimes(layers, tuple(conversions), base, blocked, last, unmapped, operators)
 
 
 def _anchor(kernel: Kernel, sources: Sequence[Source]) -> str | None:

@@ -1,0 +1,196 @@
+"""The figures and tables of the page that need no script, in words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+__all__ = ["summarize"]
+
+Report = Mapping[str, Any]
+
+LISTED = 200
+"""Layers named under one reason."""
+
+
+def summarize(report: Report) -> dict[str, Any]:
+    """Figures, what stayed float and why, pass log, machine and hashes, ready to print."""
+    return {
+        "title": f"{report['model']['name']} for {report['target']['name']}",
+        "state": report["verdict"].replace(" ", "-"),
+        "figures": [f for f in _figures(report) if f],
+        "left_float": _left_float(report["layers"]),
+        "missed": [x for x in report["layers"] if x["requested"] != x["realised"]],
+        "passes": [p | {"ms": f"{p['seconds'] * 1e3:.0f}"} for p in report["passes"]],
+        "facts": _facts(report),
+        "total_seconds": sum(s["seconds"] for s in report["stages"]),
+        "samples": [_sample(s) for s in report.get("samples") or []],
+        "timed": report["gate"]["speed"] is not None,
+    }
+
+
+def _figures(report: Report) -> list[dict[str, str] | None]:
+    gate = report["gate"]
+    return [
+        *_speed(gate["speed"]),
+        _size(gate["float_bytes"], gate["artifact_bytes"]),
+        _accuracy(gate),
+        _share(report),
+        _oldest(report),
+    ]
+
+
+def _figure(label: str, value: str, more: str = "") -> dict[str, str]:
+    return {"label": label, "value": value, "more": more}
+
+
+def _speed(speed: Report | None) -> list[dict[str, str] | None]:
+    if speed is None:
+        return [_figure("Speed", "not measured")]
+    before, after = speed["models"]["float"], speed["models"]["artifact"]
+    ratio = after["speedup"]
+    threads = speed["threads"]
+    how = "default threads" if threads is None else f"{threads} thread{'s' * (threads != 1)}"
+    tail = f"p99 {_ms(before['p99_ms'])} → {_ms(after['p99_ms'])} ms, {how}"
+    found: list[dict[str, str] | None] = []
+    if ratio is not None:
+        inside = f"{ratio['low']:.2f} to {ratio['high']:.2f} with 95 % confidence"
+        found.append(_figure("Speed-up", f"{ratio['value']:.2f}×", inside))
+    latency = f"{_ms(before['p50_ms'])} → {_ms(after['p50_ms'])} ms"
+    found.append(_figure("Latency, median", latency, tail))
+    loads = before["load"], after["load"]
+    if loads[0] and loads[1]:
+        memory = " → ".join(f"{one['memory_bytes'] / 1e6:.0f}" for one in loads)
+        took = " → ".join(_ms(one["load_ms"]) for one in loads)
+        found.append(_figure("Loading", f"{took} ms", f"memory {memory} MB"))
+    return found
+
+
+def _ms(value: float) -> str:
+    return f"{value:.3g}" if value < 100 else f"{value:.0f}"
+
+
+def _size(before: int | None, after: int | None) -> dict[str, str] | None:
+    if not before or not after:
+        return None
+    ratio = before / after
+    more = f"{ratio:.1f}× smaller" if ratio >= 1 else f"{1 / ratio:.1f}× larger"
+    return _figure("Size", f"{before / 1e6:.3g} → {after / 1e6:.3g} MB", more)
+
+
+def _accuracy(gate: Report) -> dict[str, str] | None:
+    sqnr = None if gate["sqnr_db"] is None else f"SQNR {gate['sqnr_db']:.1f} dB"
+    more = f"{gate['samples']} held-back samples"
+    score = gate["score"]
+    if score is not None:
+        name = str(score["name"]).rsplit("/", maxsplit=1)[-1]
+        value = f"{score['float_score']:.3f} → {score['artifact_score']:.3f}"
+        return _figure(f"Score ({name})", value, f"{sqnr}, {more}" if sqnr else more)
+    return None if sqnr is None else _figure("Accuracy", sqnr, more)
+
+
+def _share(report: Report) -> dict[str, str] | None:
+    layers = [x for x in report["layers"] if x["compute"] or x["macs"]]
+    done = [x for x in layers if x["realised"] != "float"]
+    share = report["integer_mac_share"]
+    if share is None:
+        return None
+    more = f"of the multiply-adds; {len(done)} of {len(layers)} compute layers"
+    return _figure("Integer", f"{share:.0%}", more)
+
+
+def _oldest(report: Report) -> dict[str, str] | None:
+    oldest = report.get("oldest_onnxruntime") or {}
+    if not oldest.get("version"):
+        return None
+    because = oldest["because"][0] if oldest["because"] else ""
+    return _figure(
+        "Opens with", f"ONNX Runtime {oldest['version']}+", f"for {because}" * bool(because)
+    )
+
+
+def _left_float(layers: Sequence[Report]) -> list[dict[str, Any]]:
+    """Reasons with their layers, the one with the most multiply-adds first."""
+    total = sum(x["macs"] for x in layers) or 1
+    by_reason: dict[str, list[Report]] = {}
+    for layer in layers:
+        if layer["realised"] == "float":
+            by_reason.setdefault(_why_float(layer), []).append(layer)
+    rows: list[dict[str, Any]] = [
+        {
+            "reason": reason,
+            "count": len(found),
+            "share": sum(x["macs"] for x in found) / total,
+            "layers": [{"origin": x["origin"], "op_type": x["op_type"]} for x in found[:LISTED]],
+            "more": max(0, len(found) - LISTED),
+        }
+        for reason, found in by_reason.items()
+    ]
+    return sorted(rows, key=lambda row: (-row["share"], -row["count"], row["reason"]))
+
+
+def _why_float(layer: Report) -> str:
+    if layer["requested"] == "float":
+        return layer["reason"] or "no reason recorded"
+    kernels = ", ".join(dict.fromkeys(layer["executed_as"])) or "nothing of its own"
+    return f"asked for {layer['requested']}, executed in float as {kernels}"
+
+
+def _facts(report: Report) -> list[tuple[str, list[tuple[str, str]]]]:
+    machine = dict(report["machine"])
+    machine["features"] = " ".join(machine.get("features") or [])
+    if machine.get("memory_bytes"):
+        machine["memory"] = f"{machine.pop('memory_bytes') / 1e9:.1f} GB"
+    inputs = {k: v for k, v in report["inputs"].items() if not isinstance(v, dict)}
+    model = report["model"]
+    about = {
+        "file": model["name"],
+        "sha256": model["sha256"],
+        "nodes": model["nodes"],
+        "opset": model["opset"],
+        "inputs": "; ".join(model["inputs"]),
+    }
+    facts = {
+        "Model": about,
+        "Machine": machine,
+        "Versions": report["versions"],
+        "What the result depends on": inputs,
+        "Hashes (sha256)": report["hashes"],
+    }
+    # sorted as report.json is, so that a page made from a report in memory has the same bytes
+    return [
+        (
+            title,
+            [
+                (str(k), str(v))
+                for k, v in (rows.items() if rows is about else sorted(rows.items()))
+            ],
+        )
+        for title, rows in facts.items()
+    ]
+
+
+def _sample(sample: Report) -> dict[str, Any]:
+    """A sample with rows for its tables, and boxes as corner and size."""
+    outputs = []
+    for output in sample["outputs"]:
+        shown = dict(output)
+        if output["kind"] in ("classes", "numbers"):
+            shown["rows"] = list(
+                zip(output["labels"], output["float"], output["artifact"], strict=True)
+            )
+        elif output["kind"] == "boxes":
+            shown["drawn"] = [
+                {"title": title, "boxes": [_corner(b) for b in output[key]]}
+                for title, key in (("float", "float"), ("INT8", "artifact"))
+            ]
+        outputs.append(shown)
+    return dict(sample) | {"outputs": outputs}
+
+
+def _corner(box: Report) -> dict[str, Any]:
+    x, y, w, h = box["box"]
+    return {"x": x - w / 2, "y": y - h / 2, "w": w, "h": h} | {
+        "label": box["label"],
+        "score": f"{box['score']:.2f}",
+    }
