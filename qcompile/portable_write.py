@@ -129,7 +129,7 @@ def write_portable(
         "versions": describe_versions(),
         "seed": job.options.seed,
     }
-    built = Built(made.model, place / PORTABLE, {"session.disable_quant_qdq": "1"})
+    built = Built(build.portable, build.path, AS_WRITTEN, profiled=False)
     data |= describe_details(job, ranges, built, made.gate, layers)
     report = CompileReport(to_jsonable(data))
     (folder / "report.json").write_text(report.to_json(), encoding="utf-8", newline="\n")

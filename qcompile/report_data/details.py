@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -36,12 +36,14 @@ class Built:
         path: the file that the gate judged.
         config: session options under which its outputs count, None for the runtime's own.
         costs: measured costs of the layers, None without.
+        profiled: it runs here as it will be deployed, so that its operators' times tell something.
     """
 
     portable: oir.Model
     path: Path
-    config: dict[str, str] | None = None
+    config: Mapping[str, str] | None = None
     costs: Costs | None = None
+    profiled: bool = True
 
 
 def describe_details(
@@ -73,7 +75,9 @@ def describe_details(
     )
     nothing: list[dict[str, Any]] = []
     times: Times | None = attempt(
-        "time by operator", lambda: operator_times(job, built.path, gate), None
+        "time by operator",
+        lambda: operator_times(job, built.path, gate) if built.profiled else None,
+        None,
     )
     if times is not None:
         _add_times(prepared.model, names, by_layer, times)

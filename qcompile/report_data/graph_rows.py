@@ -71,4 +71,6 @@ def _shape(value: oir.Value) -> str:
     if value.shape is None:
         return ""
     names = [str(d) if isinstance(d, int) else d.value or "?" for d in value.shape]
-    return "x".join(name if len(name) <= LONGEST else "?" for name in names)
+    return "x".join(
+        name if len(name) <= LONGEST and not name.startswith("unk__") else "?" for name in names
+    )

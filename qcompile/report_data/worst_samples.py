@@ -38,7 +38,7 @@ def worst_samples(
         "threads": job.options.threads,
         "custom_ops": job.options.custom_ops,
     }
-    exact = open_session(job.float_path, **options)
+    exact = job.open_reference()
     session = open_session(artifact, config=config, **options)
     held = job.data.held
     reader = Reader(dict(job.prepared.loaded.model.metadata_props), job.options.preprocess or "")
