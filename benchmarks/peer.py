@@ -102,12 +102,69 @@ def modelopt(model: str, feeds: Feeds, out: str) -> None:
     )
 
 
+def ort_trt(model: str, feeds: Feeds, out: str) -> None:
+    """ONNX Runtime's static quantizer as TensorRT needs it: symmetric, float biases, inputs only."""
+    from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    class Reader(CalibrationDataReader):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self.left = iter(feeds)
+
+        def get_next(self) -> Any:
+            return next(self.left, None)
+
+    prepared = f"{out}.prepared"
+    try:
+        quant_pre_process(model, prepared, skip_symbolic_shape=True)
+    except Exception as e:  # noqa: BLE001 - any failure of it; the quantizer may still work
+        print(f"preprocessing failed: {e!r}"[:200])
+        prepared = model
+    products = ["Conv", "Gemm", "MatMul"]
+    quantize_static(
+        prepared,
+        out,
+        Reader(),
+        op_types_to_quantize=products,
+        activation_type=QuantType.QInt8,
+        weight_type=QuantType.QInt8,
+        per_channel=True,
+        extra_options={
+            "ActivationSymmetric": True,
+            "WeightSymmetric": True,
+            "AddQDQPairToWeight": True,
+            "QuantizeBias": False,
+            "OpTypesToExcludeOutputQuantization": products,
+        },
+    )
+
+
+def modelopt_trt(model: str, feeds: Feeds, out: str) -> None:
+    """NVIDIA Model-Optimizer with its defaults: INT8, the rest in float16."""
+    from modelopt.onnx.quantization import quantize
+
+    data = {name: np.concatenate([feed[name] for feed in feeds]) for name in feeds[0]}
+    quantize(model, "int8", calibration_data=data, calibration_eps=["cpu"], output_path=out)
+
+
+def half_naive(model: str, _: Feeds, out: str) -> None:
+    """Everything cast to float16, as onnxconverter-common does it when asked nothing else."""
+    import onnx
+    from onnxconverter_common import float16  # type: ignore[import-not-found]
+
+    loaded = onnx.load(model)
+    onnx.save(float16.convert_float_to_float16(loaded, keep_io_types=True), out)
+
+
 PEERS: dict[str, tuple[str, Callable[[str, Feeds, str], None]]] = {
     "ort-qdq": ("onnxruntime.quantization", ort_qdq),
     "ort-qop": ("onnxruntime.quantization", ort_qop),
     "ort-dynamic": ("onnxruntime.quantization", ort_dynamic),
     "nncf": ("nncf", nncf),
     "modelopt": ("modelopt", modelopt),
+    "ort-trt": ("onnxruntime.quantization", ort_trt),
+    "modelopt-trt": ("modelopt", modelopt_trt),
+    "half-naive": ("onnxconverter_common", half_naive),
 }
 """name -> (package, call)."""
 

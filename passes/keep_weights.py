@@ -73,6 +73,8 @@ def _kept(site: Site, found: BroughtWeight) -> tuple[IntegerWeight, npt.NDArray[
     array, spec = constant(site.weight), site.weight_spec
     if array is None or spec is None:
         return "it is no constant any more"
+    if spec.dtype not in INTEGER_BITS:
+        return f"the target stores weights as {spec.dtype}"
     axis = spec.granularity.axis
     factor = _factor(found, array, axis)
     if factor is None and found.values.ndim == 2:
@@ -135,7 +137,9 @@ def _operand(state: CompileState, value: oir.Value, found: BroughtWeight) -> QPa
     """Parameters of a constant operand on the target's activation type; None where it has no room."""
     spec = state.target.activation
     array = constant(value)
-    if found.axis is not None or array is None or _factor(found, array, None) is None:
+    if spec.dtype not in INTEGER_BITS or found.axis is not None:
+        return None
+    if array is None or _factor(found, array, None) is None:
         return None
     low, high = int(found.values.min(initial=0)), int(found.values.max(initial=0))
     zero = 0 if spec.symmetric else spec.qmin - low

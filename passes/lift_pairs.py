@@ -121,6 +121,8 @@ def _same(a: QParams, b: QParams) -> bool:
 
 def _fitting(qparams: QParams, wanted: QuantSpec) -> QParams | str:
     """The same grid in the target's type: signed and unsigned differ by a shift of the zero point."""
+    if wanted.dtype not in INTEGER_BITS:
+        return f"{qparams.spec.dtype} is not {wanted.dtype}, which the target needs"
     bits, signed = INTEGER_BITS[qparams.spec.dtype]
     needed, needs_sign = INTEGER_BITS[wanted.dtype]
     if bits != needed or wanted.bits is not None:
