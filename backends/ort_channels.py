@@ -58,7 +58,7 @@ class Widened:
 
 def widen(site: Site, x: QTensor, w: QTensor, bias: oir.Value | None) -> Widened:
     """The inputs of a Conv, with channels added where the fast kernel then serves and pays."""
-    plain = Widened(x.q, w.q, site.scale(w, flat=True), site.zero(w), bias)
+    plain = Widened(x.q, w.q, site.scale(w), site.zero(w), bias)
     held = constant(w.q)
     if held is None or site.attribute("group", 1) != 1 or held.ndim < 3:
         return plain

@@ -66,7 +66,7 @@ def lower_matmul(site: Site) -> Edit:
     to = tail(product)
     if to is not None and to.out.dtype == a.dtype:
         site.needs("QLinearMatMul", "", a.dtype)
-        inputs = [a.q, a_scale, site.zero(a), b.q, site.scale(b, flat=True), site.zero(b)]
+        inputs = [a.q, a_scale, site.zero(a), b.q, site.scale(b), site.zero(b)]
         inputs += [site.scale(to.out), site.zero(to.out)]
         site.edit.removes += scaled
         return site.write(site.make("QLinearMatMul", inputs, absorbed=[*scaled, *to.absorbed]), to)
@@ -75,7 +75,7 @@ def lower_matmul(site: Site) -> Edit:
     gone = [*scaled, *([] if add is None else [add])]
     made = site.make(
         "MatMulIntegerToFloat",
-        [a.q, b.q, a_scale, site.scale(b, flat=True), site.zero(a), site.zero(b)]
+        [a.q, b.q, a_scale, site.scale(b), site.zero(a), site.zero(b)]
         + ([] if bias is None else [bias]),
         domain=MICROSOFT,
         absorbed=gone,
@@ -123,7 +123,7 @@ def lower_gemm(site: Site) -> Edit:
     site.needs("QGemm", MICROSOFT, a.dtype)
     bias = _integer_bias(site, 2, a, b, factor=float(alpha) if isinstance(alpha, float) else 1.0)
     inputs: list[oir.Value | None] = [a.q, site.scale(a), site.zero(a)]
-    inputs += [b.q, site.scale(b, flat=True), site.zero(b), bias]
+    inputs += [b.q, site.scale(b), site.zero(b), bias]
     to = site.tail()
     attributes = site.attributes("alpha", "transA", "transB")
     if to is not None and to.out.dtype == a.dtype:

@@ -162,9 +162,12 @@ class Site:
 
     # -- writing -------------------------------------------------------------------------------
 
-    def scale(self, tensor: QTensor, *, flat: bool = False) -> oir.Value:
-        """The scale as an input of the new operator; ``flat``: one per channel, shape (n,)."""
-        if not flat and tensor.axis is None and tensor.scale.ndim:
+    def scale(self, tensor: QTensor) -> oir.Value:
+        """The scale as an input of the new operator: a scalar, or one for each channel.
+
+        Scale and zero point have one shape, as QGemm asks: a single channel's is a scalar too.
+        """
+        if tensor.axis is None and tensor.scale.ndim:
             return self._const(tensor.scale_value.name, tensor.scale.reshape(()))
         return tensor.scale_value
 

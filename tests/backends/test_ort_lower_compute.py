@@ -191,6 +191,23 @@ def test_gemm_with_float_output(inputs: str) -> None:
     assert ops(result.model) == ["QuantizeLinear", "QGemm"]
 
 
+@pytest.mark.parametrize("shape", ["", "[1]"])
+def test_gemm_with_one_column(shape: str) -> None:
+    """Exporters give a single channel's scale as a scalar or as a list of one."""
+    text = f"""
+    agraph (float[2,3] x) => (float[2,1] y)
+      <float sx = {{0.02}}, uint8 zx = {{128}}, float{shape} sw = {{0.01}}, int8{shape} zw = {{0}},
+       int8[3,1] w = {{10,-20,30}}>
+    {{
+      xq = QuantizeLinear(x, sx, zx)
+      xd = DequantizeLinear(xq, sx, zx)
+      wd = DequantizeLinear<axis=1>(w, sw, zw)
+      y = Gemm(xd, wd)
+    }}
+    """
+    assert ops(lowered(parse(text), step=1e-4).model) == ["QuantizeLinear", "QGemm"]
+
+
 def test_gemm_with_beta_stays() -> None:
     result = lowered(
         parse(GEMM.replace("REST", "y = Gemm<transB=1, beta=0.5>(xd, wd, bd)")), step=None
