@@ -205,10 +205,12 @@ class _Gate:
     def interface(self) -> bool:
         """Same names, types, ranks, and nothing frozen that float leaves free."""
         self.artifact_session = self._session(self.artifact, self.config)
-        wrong = [
-            *interface_faults("input", self.float_session.inputs, self.artifact_session.inputs),
-            *interface_faults("output", self.float_session.outputs, self.artifact_session.outputs),
-        ]
+        wrong = interface_faults("input", self.float_session.inputs, self.artifact_session.inputs)
+        outputs = self.float_session.outputs, self.artifact_session.outputs
+        if interface_faults("output", *outputs):
+            given = self.float_session.run(self.feeds[0])
+            ranks = {name: int(np.ndim(value)) for name, value in given.items()}
+            wrong += interface_faults("output", *outputs, ranks)
         self.checks.extend(Check("interface", FAIL, text, where=name) for name, text in wrong)
         if not wrong:
             self.checks.append(Check("interface", PASS, "same inputs and outputs as float"))

@@ -15,9 +15,20 @@ Feed = Mapping[str, Any]
 
 
 def interface_faults(
-    kind: str, wanted: Sequence[Port], found: Sequence[Port]
+    kind: str,
+    wanted: Sequence[Port],
+    found: Sequence[Port],
+    ranks: Mapping[str, int] | None = None,
 ) -> list[tuple[str, str]]:
-    """(name, what is wrong) for each port that a caller of the float model would stumble over."""
+    """(name, what is wrong) for each port that a caller of the float model would stumble over.
+
+    Args:
+        kind: "input" or "output".
+        wanted: the float model's.
+        found: the artifact's.
+        ranks: what the float model really gives: exporters also declare wrong ranks, and a port
+            that declares the true one is no fault.
+    """
     have = {port.name: port for port in found}
     wrong = []
     for port in wanted:
@@ -26,7 +37,11 @@ def interface_faults(
             wrong.append((port.name, f"{kind} '{port.name}' is missing"))
         elif other.type != port.type:
             wrong.append((port.name, f"{kind} '{port.name}' is {other.type}, float's {port.type}"))
-        elif port.shape and other.shape and len(other.shape) != len(port.shape):
+        elif (
+            port.shape
+            and other.shape
+            and len(other.shape) not in (len(port.shape), (ranks or {}).get(port.name))
+        ):
             wrong.append(
                 (
                     port.name,
