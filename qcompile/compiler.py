@@ -26,6 +26,7 @@ from qcompile.ranges import find_ranges
 from qcompile.reporter import Reporter, Silent
 from qcompile.result import CompileResult
 from qcompile.reuse import fingerprint, locked, up_to_date
+from qcompile.runnable import keep_runnable
 from qcompile.state import with_state
 from qcompile.write import write_artifact
 
@@ -109,6 +110,8 @@ def compile_with(source: Any, options: Options, reporter: Reporter | None = None
                 learned,
                 prepared.given,
             )
+            if lock is None:
+                job, plan = keep_runnable(job, builder, plan)
             ranges, builder = choose_ranges(job, ranges, builder, plan, stages.reporter.advance)
             found = search(job, builder, plan, replay=lock is not None, reporter=stages.reporter)
         with stages("gate"):

@@ -266,7 +266,12 @@ class _Gate:
         for size in (1, BATCH):
             feed = at_batch(self.feeds[0], self.float_session.inputs, size) or {}
             compared: dict[str, OutputComparison] = {}
-            ref, got = self.float_session.run(feed), self.artifact_session.run(feed)
+            try:
+                ref = self.float_session.run(feed)
+            except ModelError as e:  # the free first axis of an input is no batch
+                self.notes.append(f"not checked at batch {size}, since float refuses it too: {e}")
+                return
+            got = self.artifact_session.run(feed)
             compare_outputs(compared, "", None, ref, got)
             found.append(compared)
             float_outputs.append(ref)

@@ -4,34 +4,42 @@ from __future__ import annotations
 
 from typing import Any
 
-from qcompile.backends.ort_realised import realised
+from qcompile.backends.ort_realised import Realisation, Realised, realised
 from qcompile.build import Build
+from qcompile.ir.errors import ModelError
 from qcompile.ir.graph import origin
+from qcompile.ir.plan import LayerChoice
 from qcompile.job import Job
 from qcompile.trace import mac_counts
 
 __all__ = ["describe_layers"]
+
+NOT_RUN = "not run"
 
 
 def describe_layers(job: Job, build: Build) -> tuple[list[dict[str, Any]], float | None]:
     """One row for each layer of the plan in graph order, and the share of MACs run in integers.
 
     A layer for which no kernel runs (folded into a constant, or into nothing) counts as requested.
+    In a model that the runtime refuses no layer is realised.
     """
     feed = job.data.calibration.load(0)
     counts = mac_counts(job.prepared.model, feed, job.work, job.options.custom_ops)
     by_origin = {origin(node): count for node, count in counts.items()}
-    seen = realised(build.path, feed, custom_ops=job.options.custom_ops)
+    try:
+        seen = realised(build.path, feed, custom_ops=job.options.custom_ops)
+    except ModelError:  # the gate's verdict holds the runtime's words
+        seen = None
     compute = {site.origin for site in job.prepared.sites if site.role == "compute"}
     rows: list[dict[str, Any]] = []
     for layer in build.plan.layers:
-        found = seen.layers.get(layer.origin)
+        found = None if seen is None else seen.layers.get(layer.origin)
         rows.append(
             {
                 "origin": layer.origin,
                 "op_type": layer.op_type,
                 "requested": layer.precision,
-                "realised": layer.precision if found is None else found.precision,
+                "realised": _precision(layer, seen, found),
                 "executed_as": [] if found is None else list(found.op_types),
                 "reason": layer.reason,
                 "pinned": layer.pinned,
@@ -42,4 +50,10 @@ def describe_layers(job: Job, build: Build) -> tuple[list[dict[str, Any]], float
                 "compute": layer.origin in compute,
             }
         )
-    return rows, seen.share(by_origin)
+    return rows, None if seen is None else seen.share(by_origin)
+
+
+def _precision(layer: LayerChoice, seen: Realisation | None, found: Realised | None) -> str:
+    if seen is None:
+        return NOT_RUN
+    return layer.precision if found is None else found.precision
