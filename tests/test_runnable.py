@@ -52,32 +52,36 @@ def test_a_pinned_layer_stays() -> None:
 
 
 def test_a_refused_kernel_costs_one_layer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The runtime "refuses" the integer form of the second product, when it is run."""
+    """The runtime "refuses" the integer form of the second Conv, when it is run."""
     rng = np.random.default_rng(0)
     model = onnx.parser.parse_model(
         """<ir_version: 8, opset_import: ["" : 17]>
-        g (float[n,256] x) => (float[n,256] z) { y = MatMul(x, a) r = Relu(y) z = MatMul(r, b) }"""
+        g (float[n,64,8,8] x) => (float[n,64,8,8] last) {
+          y = Conv<pads = [1, 1, 1, 1]> (x, a)
+          r = Relu(y)
+          last = Conv<pads = [1, 1, 1, 1]> (r, b)
+        }"""
     )
     for name in ("a", "b"):
-        array = rng.normal(size=(256, 256)).astype(np.float32)
+        array = rng.normal(size=(64, 64, 3, 3)).astype(np.float32)
         model.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
 
     def open_session(path: Path, **options: object) -> ort.Session:
         nodes = onnx.load(path).graph.node
-        if any("z" in n.output[0] and n.op_type not in ("MatMul", "FusedMatMul") for n in nodes):
-            raise ModelError("node 'z' (QGemm): zero point and scale differ")
+        if any("last" in n.output[0] and n.op_type != "Conv" for n in nodes):
+            raise ModelError("node 'last' (QLinearConv): zero point and scale differ")
         return ort.open_session(path, threads=1)
 
     monkeypatch.setattr(runnable, "open_session", open_session)
     result = qcompile.compile(
         model,
-        calibration=[{"x": rng.normal(size=(64, 256)).astype(np.float32)} for _ in range(12)],
+        calibration=[{"x": rng.normal(size=(1, 64, 8, 8)).astype(np.float32)} for _ in range(12)],
         output=tmp_path / "out",
         min_speedup=0.01,
         min_sqnr=1.0,
         effort="fast",
         gate_time=0.3,
     )
-    products = [layer for layer in result.report.layers if layer["op_type"] == "MatMul"]
-    assert [layer["requested"] == FLOAT for layer in products] == [False, True]
-    assert "zero point and scale differ" in products[1]["reason"]
+    convs = [layer for layer in result.report.layers if layer["op_type"] == "Conv"]
+    assert [layer["requested"] == FLOAT for layer in convs] == [False, True]
+    assert "zero point and scale differ" in convs[1]["reason"]
