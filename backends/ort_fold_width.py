@@ -103,7 +103,7 @@ def fold_width(site: Site, x: QTensor, w: QTensor, bias: oir.Value | None, to: T
         site.scale(x),
         site.zero(x),
         site.const("weight", wide.reshape(count * outputs, group, down.taps, taps)),
-        repeated("weight_scale", w.scale) if per_channel else site.scale(w, flat=True),
+        repeated("weight_scale", w.scale) if per_channel else site.scale(w),
         repeated("weight_zero_point", w.zero_point) if per_channel else site.zero(w),
         site.scale(to.out),
         site.zero(to.out),
