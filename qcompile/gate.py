@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from qcompile.backends.ort import AS_WRITTEN, CPU, Session, open_session
+from qcompile.batch_check import BATCH, check_batch
 from qcompile.compare import OutputComparison, OutputResult, compare_outputs
-from qcompile.interface import at_batch, interface_faults, is_repeated, shape_extremes
+from qcompile.interface import at_batch, interface_faults, shape_extremes
 from qcompile.ir.errors import CalibrationError, ModelError, OptionError
 from qcompile.limits import Limits, Metric, accuracy_checks, compare_scores, named_metric, scores
 from qcompile.measure import LoadResult, SpeedResult, measure_load, measure_pair
@@ -36,12 +37,6 @@ __all__ = ["Limits", "Metric", "judge", "model_bytes"]
 
 Feed = Mapping[str, Any]
 Run = Callable[[Feed], Mapping[str, Any]]
-
-BATCH = 3
-"""The batch size at which a dynamic batch is tried: neither the one of the data nor a power of two."""
-
-BATCH_SLACK_DB = 3.0
-"""How much SQNR a batch of equal rows may lose against one row: the arithmetic is the same."""
 
 
 def judge(
@@ -258,41 +253,10 @@ class _Gate:
         return asked if asked is not None else None if with_metric else 10.0
 
     def _batch(self) -> None:
-        """A batch of equal rows must be as accurate as one row."""
-        if not self.batched:
-            return
-        found: list[dict[str, OutputComparison]] = []
-        float_outputs = []
-        for size in (1, BATCH):
-            feed = at_batch(self.feeds[0], self.float_session.inputs, size) or {}
-            compared: dict[str, OutputComparison] = {}
-            try:
-                ref = self.float_session.run(feed)
-            except ModelError as e:  # the free first axis of an input is no batch
-                self.notes.append(f"not checked at batch {size}, since float refuses it too: {e}")
-                return
-            got = self.artifact_session.run(feed)
-            compare_outputs(compared, "", None, ref, got)
-            found.append(compared)
-            float_outputs.append(ref)
-        faults = []
-        for name, comparison in found[1].items():
-            many, one = comparison.result(), found[0][name].result() if name in found[0] else None
-            if many.shape_differs:
-                faults.append((name, f"output '{name}' has another shape than float's at batch 3"))
-            elif (
-                one is not None
-                and one.sqnr_db is not None
-                and many.sqnr_db is not None
-                and many.sqnr_db < min(one.sqnr_db - BATCH_SLACK_DB, 40.0)
-                # else the first axis is no batch (time, boxes), and the signal is another one
-                and is_repeated(float_outputs[0].get(name), float_outputs[1].get(name))
-            ):
-                change = f"falls from {one.sqnr_db:.1f} to {many.sqnr_db:.1f} dB"
-                faults.append((name, f"output '{name}' {change} at batch {BATCH}"))
-        self.checks.extend(Check("runs", FAIL, text, where=name) for name, text in faults)
-        if not faults:
-            self.checks.append(Check("runs", PASS, f"runs at batch {BATCH} like at one"))
+        if self.batched:
+            checks, note = check_batch(self.float_session, self.artifact_session, self.feeds[0])
+            self.checks.extend(checks)
+            self.notes.extend([note] if note else [])
 
     def outputs_check(self, *, with_metric: bool) -> None:
         """NaN always fails; SQNR decides where it was asked for, or nothing else was."""
