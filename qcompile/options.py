@@ -37,7 +37,7 @@ class Options:
         preprocess: preset or recipe for images.
         samples: at most so many calibration samples; a diverse subset is chosen from more.
         method: range estimator, "auto" picks per tensor.
-        ranges: a ranges.npz to reuse instead of calibrating.
+        ranges: a ranges.npz to reuse instead of calibrating, a TensorRT calibration cache, or JSON.
         metric: built-in name, "file.py:function", or a callable; None = SQNR.
         metric_direction: "max", "min", or None = as the metric says.
         eval_data: data for a built-in metric.

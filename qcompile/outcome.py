@@ -35,8 +35,17 @@ class Outcome:
     advice: str
 
 
-def settle(gate: GateResult, job: Job, layers: Sequence[Mapping[str, Any]]) -> Outcome:
-    """Apply the rules that are not numbers: random data, strictness, requirements."""
+def settle(
+    gate: GateResult, job: Job, layers: Sequence[Mapping[str, Any]], *, foreign: bool = False
+) -> Outcome:
+    """Apply the rules that are not numbers: random data, strictness, requirements.
+
+    Args:
+        gate: what was measured.
+        job: the options.
+        layers: rows of the report.
+        foreign: all ranges come from another tool, so that random data decided nothing.
+    """
     options, data = job.options, job.data
     verdict, code, headline = gate.verdict, EXIT_CODES[gate.verdict], gate.headline
     warnings = list(gate.notes)
@@ -55,7 +64,9 @@ def settle(gate: GateResult, job: Job, layers: Sequence[Mapping[str, Any]]) -> O
         refuse("no layer can be integer with this target and these options")
         advice = "--best-effort delivers the fused float model"
     # A model that stays in float was calibrated on nothing.
-    if data.random and not in_float:
+    if data.random and foreign and "real-data" not in options.require:
+        warnings.append("outputs were compared on random data: pass --calibration to know more")
+    elif data.random and not in_float:
         if options.allow_random and "real-data" not in options.require:
             warnings.append("calibrated on random data: no accuracy on real data is known")
         else:

@@ -9,8 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from qcompile.artifact import LOCK, MODEL, PORTABLE, file_sha256, write_manifest
 from qcompile.backends.ort import AS_WRITTEN, open_session
+from qcompile.backends.trt_calibration import write_calibration_cache
 from qcompile.environment import describe_machine, describe_versions
 from qcompile.ir.graph import origin
 from qcompile.ir.plan import FLOAT
@@ -56,7 +59,7 @@ def write_portable(
     A model that was refused is kept as ``rejected/model.qdq.onnx``.
     """
     layers, share = _layers(job, made)
-    outcome = settle(made.gate, job, layers)
+    outcome = settle(made.gate, job, layers, foreign=ranges.foreign)
     target, build = job.prepared.target, made.build
     must_know = "realised" in job.options.require or job.options.strict
     unknown = target.backend == "trt" and made.engine.build is None
@@ -83,7 +86,7 @@ def write_portable(
     if handed_over and target.backend == "ort":
         write_deploy(folder / "deploy", place / MODEL, list(job.data.held)[:SAMPLES])
     elif handed_over:
-        _write_deploy(folder / "deploy", job, made)
+        _write_deploy(folder / "deploy", job, made, ranges)
     write_preview(folder, job)
     oldest = oldest_runtime(build.portable)
     data = {
@@ -210,7 +213,7 @@ def _engine(made: Portable) -> dict[str, Any]:
     }
 
 
-def _write_deploy(folder: Path, job: Job, made: Portable) -> None:
+def _write_deploy(folder: Path, job: Job, made: Portable, ranges: Ranges) -> None:
     """What finishes the artifact on the device, and what it is compared with."""
     folder.mkdir()
     shutil.copyfile(Path(__file__).parent / "deploy" / "device.py", folder / "device.py")
@@ -233,6 +236,11 @@ def _write_deploy(folder: Path, job: Job, made: Portable) -> None:
     }
     (folder / "device_spec.json").write_text(
         json.dumps(spec, indent=1, sort_keys=True) + "\n", encoding="utf-8", newline="\n"
+    )
+    peaks = {n: float(np.max(np.abs([r.low, r.high]))) for n, r in ranges.chosen.items()}
+    peaks = {n: peak for n, peak in peaks.items() if np.isfinite(peak)}
+    (folder / "calibration.cache").write_text(
+        write_calibration_cache(peaks), encoding="utf-8", newline="\n"
     )
     (folder / "trtexec.txt").write_text(
         trtexec_line(job, made) + "\n", encoding="utf-8", newline="\n"

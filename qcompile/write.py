@@ -59,7 +59,7 @@ def write_artifact(
     """
     build = taken.build
     layers, share = describe_layers(job, build)
-    outcome = settle(gate, job, layers)
+    outcome = settle(gate, job, layers, foreign=ranges.foreign)
     handed_over = outcome.verdict in (DELIVERED, INCONCLUSIVE, NOT_MEASURED)
     place = folder if handed_over else folder / "rejected"
     place.mkdir(exist_ok=True)

@@ -35,7 +35,10 @@ __all__ = ["command"]
     "--samples", type=int, help="At most so many calibration samples [256]; a diverse subset."
 )
 @click.option("--method", type=click.Choice(METHODS), help="Range estimator [auto].")
-@click.option("--ranges", help="Reuse a ranges.npz instead of calibrating.")
+@click.option(
+    "--ranges",
+    help="Reuse a ranges.npz instead of calibrating, a TensorRT calibration cache, or JSON with ranges.",
+)
 @click.option("--metric", help="top1, cer, ppl, or file.py:function (run) -> float.")
 @click.option(
     "--metric-direction", type=click.Choice(["max", "min"]), help="Override the direction."
