@@ -8,6 +8,7 @@ from collections.abc import Callable
 from qcompile.backends.devices import get_device
 from qcompile.backends.tables_ort import ort_fp16, ort_int8
 from qcompile.backends.tables_trt import tensorrt_bf16, tensorrt_fp8, tensorrt_fp16, tensorrt_int8
+from qcompile.backends.tables_weights import ort_int2, ort_int4, ort_int8_weights, ort_nf4
 from qcompile.ir.errors import TargetError
 from qcompile.ir.target import Target
 
@@ -16,6 +17,10 @@ __all__ = ["get_target", "target_names"]
 _TARGETS: dict[str, Callable[[str | None], Target]] = {
     "ort-int8": lambda device: ort_int8(get_device(device)),
     "ort-fp16": lambda device: ort_fp16(get_device(device)),
+    "ort-int8-weights": lambda device: ort_int8_weights(get_device(device)),
+    "ort-int4": lambda device: ort_int4(get_device(device)),
+    "ort-nf4": lambda device: ort_nf4(get_device(device)),
+    "ort-int2": lambda device: ort_int2(get_device(device)),
     "tensorrt-int8": tensorrt_int8,
     "tensorrt-fp8": tensorrt_fp8,
     "tensorrt-fp16": tensorrt_fp16,

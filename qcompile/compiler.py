@@ -28,6 +28,7 @@ from qcompile.result import CompileResult
 from qcompile.reuse import fingerprint, locked, up_to_date
 from qcompile.runnable import keep_runnable
 from qcompile.state import with_state
+from qcompile.weights_flow import compile_weights
 from qcompile.write import write_artifact
 
 __all__ = ["compile", "compile_with"]
@@ -93,6 +94,8 @@ def compile_with(source: Any, options: Options, reporter: Reporter | None = None
         job = Job(prepared, data, options, *_float_files(source, prepared, work))
         job = with_state(job)
         lock = locked(options, output, key)
+        if target.weights is not None:
+            return compile_weights(job, target.weights, lock, key, stages, output, keep)
         with stages("calibrate"):
             ranges = find_ranges(job, lock, stages.reporter.advance)
         if target.portable:

@@ -11,6 +11,7 @@ from qcompile.backends.ort import AS_WRITTEN, Session, open_session
 from qcompile.data.inputs import Feed
 from qcompile.data.sources import FeedSet, open_feeds
 from qcompile.data.subset import diverse_indices, every_fourth, hold_back
+from qcompile.data.text import text_recipe
 from qcompile.gate import Limits
 from qcompile.ir.affine import TensorRange
 from qcompile.ir.errors import OptionError
@@ -136,7 +137,11 @@ def gather(prepared: Prepared, options: Options) -> Data:
         CalibrationError: no data, or data that do not fit the model.
     """
     feeds = open_feeds(
-        options.calibration, prepared.inputs, preprocess=options.preprocess, seed=options.seed
+        options.calibration,
+        prepared.inputs,
+        preprocess=options.preprocess,
+        seed=options.seed,
+        text=text_recipe(options.tokenizer, options.sequence),
     )
     findings = []
     calibration, held = hold_back(len(feeds))

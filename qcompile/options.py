@@ -19,10 +19,11 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-__all__ = ["EFFORTS", "REQUIREMENTS", "Options", "make_options", "read_toml"]
+__all__ = ["ALGORITHMS", "EFFORTS", "REQUIREMENTS", "Options", "make_options", "read_toml"]
 
 EFFORTS = ("fast", "default", "max")
 METHODS = ("auto", "minmax", "percentile", "entropy", "mse")
+ALGORITHMS = ("auto", "rtn", "gptq")
 REQUIREMENTS = ("real-data", "realised", "measured", "conclusive")
 
 
@@ -73,6 +74,11 @@ class Options:
         lock: the lock file; None = qcompile.lock in the working or output folder.
         require: what must hold for exit code 0.
         strict: a layer that is not realised as requested is an error.
+        tokenizer: tokenizer.json, which turns text files into samples.
+        sequence: tokens of a sample that is cut from text.
+        algorithm: how weights are rounded where activations stay float.
+        bits: of these weights; None = the target's.
+        block: of them that share a scale; None = the target's.
         best_effort: when nothing quantized passes the gate, deliver the fused float model.
     """
 
@@ -119,6 +125,11 @@ class Options:
     require: tuple[str, ...] = ()
     strict: bool = False
     best_effort: bool = False
+    tokenizer: Path | None = None
+    sequence: int = 128
+    algorithm: str = "auto"
+    bits: int | None = None
+    block: int | None = None
 
     def uses(self, technique: str) -> bool:
         """Whether a technique is switched on; ``--disable`` knows them by name too."""
@@ -126,7 +137,7 @@ class Options:
 
 
 NAMES = tuple(f.name for f in fields(Options))
-_PATHS = ("ranges", "labels", "output", "custom_ops", "costs", "lock")
+_PATHS = ("ranges", "labels", "output", "custom_ops", "costs", "lock", "tokenizer")
 _LISTS = ("state", "keep_float", "disable", "require")
 _READERS: dict[str, Callable[[str], object]] = {
     "max_drop": parse_drop,
@@ -141,6 +152,7 @@ _CHOICES: dict[str, Sequence[str]] = {
     "method": METHODS,
     "metric_direction": ("max", "min"),
     "rest": ("fp16", "bf16", "fp32"),
+    "algorithm": ALGORITHMS,
 }
 
 
@@ -188,7 +200,7 @@ def _check(options: Options) -> None:
     for word in options.require:
         if word not in REQUIREMENTS:
             raise OptionError(f"--require {word} is unknown; use {', '.join(REQUIREMENTS)}")
-    for name in ("samples", "steps", "threads"):
+    for name in ("samples", "steps", "threads", "sequence"):
         value = getattr(options, name)
         if value is not None and value < 1:
             raise OptionError(f"--{name} {value} must be at least 1")
@@ -196,9 +208,9 @@ def _check(options: Options) -> None:
         raise OptionError(
             f"--min-speedup {options.min_speedup} must be above 0 (1.0 = not slower than float)"
         )
-    if options.max_drop is not None and options.metric is None:
+    if options.max_drop is not None and options.metric is None and options.tokenizer is None:
         raise OptionError("--max-drop needs a --metric to drop; without one use --min-sqnr (dB)")
-    for name in ("ranges", "labels", "custom_ops", "costs"):
+    for name in ("ranges", "labels", "custom_ops", "costs", "tokenizer"):
         path = getattr(options, name)
         if path is not None and not path.is_file():
             raise OptionError(f"--{name.replace('_', '-')} '{path}' does not exist")

@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from qcompile.data.inputs import Feed, InputSpec
 from qcompile.data.sources import FeedSet, open_feeds
+from qcompile.data.text import text_recipe
 from qcompile.ir.errors import CalibrationError, OptionError
 from qcompile.options import Options
 
@@ -142,7 +143,11 @@ def make_metric(
         needed = "--eval-data and --labels" if needs_labels else "--eval-data"
         raise OptionError(f"--metric {asked} needs {needed}")
     feeds = open_feeds(
-        options.eval_data, specs, preprocess=options.preprocess, option="--eval-data"
+        options.eval_data,
+        specs,
+        preprocess=options.preprocess,
+        option="--eval-data",
+        text=text_recipe(options.tokenizer, options.sequence),
     )
     if calibrated and feeds.sha256() == calibration.sha256():
         raise CalibrationError(

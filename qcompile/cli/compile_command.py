@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from qcompile.cli.output import FORMATS, Progress, write_outcome
-from qcompile.options import EFFORTS, METHODS, REQUIREMENTS, make_options, read_toml
+from qcompile.options import ALGORITHMS, EFFORTS, METHODS, REQUIREMENTS, make_options, read_toml
 from qcompile.techniques import TECHNIQUES
 
 __all__ = ["command"]
@@ -102,6 +102,13 @@ __all__ = ["command"]
 @click.option(
     "--best-effort", is_flag=True, default=None, help="Deliver the fused float model if all fails."
 )
+@click.option("--tokenizer", help="tokenizer.json, for --calibration and --eval-data text.txt.")
+@click.option("--sequence", type=int, help="Tokens of a sample that is cut from text [128].")
+@click.option(
+    "--algorithm", type=click.Choice(ALGORITHMS), help="Weight-only targets: how to round [auto]."
+)
+@click.option("--bits", type=int, help="Weight-only targets: bits of a weight, 2, 3, 4 or 8.")
+@click.option("--block", type=int, help="Weight-only targets: weights that share a scale.")
 @click.option(
     "--config", type=click.Path(path_type=Path), help="Read options from this qcompile.toml."
 )

@@ -2,73 +2,25 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from qcompile.data.feeds import FeedSet
 from qcompile.data.images import IMAGE_SUFFIXES, Preprocess, parse_preprocess
 from qcompile.data.inputs import Feed, InputSpec, fit_feed, random_feeds
+from qcompile.data.text import TEXT_SUFFIXES, TextRecipe, open_text
 from qcompile.ir.errors import BackendMissingError, CalibrationError, OptionError
 
 __all__ = ["FeedSet", "open_feeds"]
 
 RANDOM_COUNT = 16
-
-
-@dataclass
-class FeedSet:
-    """Feeds by index, loaded when asked for.
-
-    Attributes:
-        description: for people ("photos/: 256 images, imagenet").
-        names: one name a sample (file name, "file.npz[3]", "sample 7").
-        load: index into ``names`` -> feed that fits the model.
-        random: made up, so that nothing measured on it counts as accuracy.
-        notes: what was done to make the data fit, without repeats.
-    """
-
-    description: str
-    names: list[str]
-    load: Callable[[int], Feed]
-    random: bool = False
-    notes: dict[str, None] = field(default_factory=dict)
-    keep: object = None
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def __iter__(self) -> Iterator[Feed]:
-        return (self.load(i) for i in range(len(self.names)))
-
-    def subset(self, indices: Sequence[int]) -> FeedSet:
-        """The samples at ``indices``, in that order, sharing this set's storage."""
-        chosen = list(indices)
-        return FeedSet(
-            self.description,
-            [self.names[i] for i in chosen],
-            lambda i: self.load(chosen[i]),
-            self.random,
-            self.notes,
-            self,
-        )
-
-    def sha256(self) -> str:
-        """Hash of all arrays, dtypes and shapes in order; equal data hash equally wherever they lie."""
-        digest = hashlib.sha256()
-        for feed in self:
-            for name in sorted(feed):
-                array = np.ascontiguousarray(feed[name])
-                digest.update(f"{name}|{array.dtype}|{array.shape}|".encode())
-                digest.update(array.tobytes())
-        return digest.hexdigest()
 
 
 def open_feeds(
@@ -78,6 +30,7 @@ def open_feeds(
     preprocess: str | None = None,
     seed: int = 0,
     option: str = "--calibration",
+    text: TextRecipe | None = None,
 ) -> FeedSet:
     """Open ``source`` as feeds of a model with inputs ``specs``.
 
@@ -89,6 +42,7 @@ def open_feeds(
         preprocess: preset or recipe for images.
         seed: for random data.
         option: named in errors.
+        text: turns text files into samples.
 
     Raises:
         CalibrationError: nothing there, or data that do not fit.
@@ -102,7 +56,9 @@ def open_feeds(
         )
     if isinstance(source, FeedSet):
         return source
-    if isinstance(source, (str, Path)):
+    if isinstance(source, (str, Path)) and Path(source).suffix.lower() in TEXT_SUFFIXES:
+        opened = open_text(Path(source), specs, text, option)
+    elif isinstance(source, (str, Path)):
         opened = _open_path(str(source), specs, preprocess, option)
     else:
         opened = _open_iterable(source, specs, "data given in Python")

@@ -11,14 +11,25 @@ from typing import Any
 
 from qcompile.ir.errors import OptionError
 
-__all__ = ["FLOAT", "FP8", "INT8", "INT8_DYNAMIC", "PLAN_VERSION", "LayerChoice", "PrecisionPlan"]
+__all__ = [
+    "FLOAT",
+    "FP8",
+    "INT8",
+    "INT8_DYNAMIC",
+    "PLAN_VERSION",
+    "WEIGHTS",
+    "LayerChoice",
+    "PrecisionPlan",
+]
 
 PLAN_VERSION = 1
 FLOAT = "float"
 INT8 = "int8"
 INT8_DYNAMIC = "int8-dynamic"
 FP8 = "fp8"
-PRECISIONS = (FLOAT, INT8, INT8_DYNAMIC, FP8)
+WEIGHTS = ("int2-weights", "int3-weights", "int4-weights", "int8-weights", "nf4-weights")
+"""Weights in few bits, activations in float."""
+PRECISIONS = (FLOAT, INT8, INT8_DYNAMIC, FP8, *WEIGHTS)
 
 
 @dataclass(frozen=True)

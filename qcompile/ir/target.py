@@ -10,7 +10,7 @@ from qcompile.ir.errors import TargetError
 from qcompile.ir.plan import INT8
 from qcompile.ir.spec import QuantSpec
 
-__all__ = ["AttributeValue", "OpSupport", "Role", "Target"]
+__all__ = ["AttributeValue", "OpSupport", "Role", "Target", "WeightForm"]
 
 Role = Literal["compute", "elementwise", "passthrough"]
 """compute: Conv, MatMul, ... (MACs); elementwise: has its own integer kernel and output scale;
@@ -74,6 +74,29 @@ class OpSupport:
 
 
 @dataclass(frozen=True)
+class WeightForm:
+    """How a target stores weights in few bits, with activations in float.
+
+    Attributes:
+        bits: of a layer's weights.
+        block: weights that share a scale.
+        codebook: indices into the NF4 table instead of integers on an even grid.
+        edge_bits: of embeddings and of the layer that writes the logits.
+        accuracy_level: of MatMulNBits.
+        blocks: sizes whose kernels are fast.
+        source: where this was learned.
+    """
+
+    bits: int
+    block: int = 32
+    codebook: bool = False
+    edge_bits: int = 8
+    accuracy_level: int = 4
+    blocks: tuple[int, ...] = (16, 32, 64, 128, 256)
+    source: str = ""
+
+
+@dataclass(frozen=True)
 class Target:
     """A capability table: what one runtime on one kind of device can do.
 
@@ -96,6 +119,7 @@ class Target:
         opset: default-domain opset to upgrade to where every node can follow.
         rest_opsets: rest -> the opset that it needs, where that is another.
         portable: the artifact is the Q/DQ model itself, which the device's own library builds.
+        weights: the weights alone become integers, in this form; None where activations do too.
         notes: what was chosen for this device and why, for the report.
         features: the device's features that the choice rests on.
     """
@@ -116,6 +140,7 @@ class Target:
     opset: int = 17
     rest_opsets: Mapping[str, int] = field(default_factory=dict)
     portable: bool = False
+    weights: WeightForm | None = None
     notes: tuple[str, ...] = ()
     features: tuple[str, ...] = field(default=())
 

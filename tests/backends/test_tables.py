@@ -10,8 +10,8 @@ from qcompile.ir.errors import TargetError
 
 
 def test_unknown_targets_and_devices_name_the_nearest() -> None:
-    with pytest.raises(TargetError, match="target 'ort-int4' is unknown; nearest: ort-int8"):
-        get_target("ort-int4")
+    with pytest.raises(TargetError, match="target 'ort-int5' is unknown; nearest: ort-int"):
+        get_target("ort-int5")
     with pytest.raises(TargetError, match="device 'x86-vni' is unknown; nearest: x86-vnni"):
         get_target("ort-int8", "x86-vni")
 

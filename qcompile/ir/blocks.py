@@ -1,0 +1,145 @@
+"""Weights as runs of small integers, each run with a scale of its own: the arithmetic and the packing.
+
+A matrix ``(out, in)`` is cut along ``in`` into blocks; ``w = scale * (q - zero)`` in each. Integers of
+less than a byte lie packed low bits first, as ONNX Runtime's MatMulNBits and GatherBlockQuantized
+read them. A 3-bit grid is stored in 4 bits: no kernel reads 3.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from qcompile.ir.errors import OptionError
+
+__all__ = ["BITS", "BlockSpec", "BlockWeight", "join_blocks", "pack", "split_blocks", "unpack"]
+
+Bytes = npt.NDArray[np.uint8]
+Floats = npt.NDArray[np.float32]
+
+BITS = (2, 3, 4, 8)
+"""Grids that can be stored."""
+
+
+@dataclass(frozen=True)
+class BlockSpec:
+    """What is asked of a matrix.
+
+    Attributes:
+        bits: of the grid.
+        block: elements along ``in`` that share a scale, a power of two from 16 on.
+        symmetric: the zero point is the middle of the range, and is not stored.
+    """
+
+    bits: int = 4
+    block: int = 32
+    symmetric: bool = False
+
+    def __post_init__(self) -> None:
+        if self.bits not in BITS:
+            raise OptionError(f"{self.bits} bits cannot be stored; use {', '.join(map(str, BITS))}")
+        if self.block < 16 or self.block & (self.block - 1):
+            raise OptionError(f"a block of {self.block} is no power of two from 16 on")
+
+    @property
+    def storage(self) -> int:
+        """Bits that each integer takes in the file."""
+        return 4 if self.bits == 3 else self.bits
+
+    @property
+    def middle(self) -> int:
+        """The zero point where none is stored: what the kernels assume."""
+        return 1 << (self.storage - 1)
+
+    @property
+    def low(self) -> int:
+        """Lowest integer."""
+        return self.middle - (1 << (self.bits - 1)) if self.symmetric else 0
+
+    @property
+    def high(self) -> int:
+        """Highest integer."""
+        return self.low + (1 << self.bits) - 1
+
+    def bits_per_weight(self) -> float:
+        """Size in the file, scales and zero points with it."""
+        return self.storage + (32 + (0 if self.symmetric else self.storage)) / self.block
+
+    def __str__(self) -> str:
+        return f"int{self.bits}, blocks of {self.block}"
+
+
+@dataclass(frozen=True)
+class BlockWeight:
+    """A matrix in integers.
+
+    Attributes:
+        spec: the grid.
+        width: elements along ``in``; the last block may hold padding beyond it.
+        integers: uint8, (out, blocks, block), unpacked.
+        scale: float32, (out, blocks); may be negative.
+        zero: uint8, (out, blocks); None for a symmetric grid.
+    """
+
+    spec: BlockSpec
+    width: int
+    integers: Bytes
+    scale: Floats
+    zero: Bytes | None = None
+
+    def values(self) -> Floats:
+        """What the kernels compute with, (out, in)."""
+        zero = self.spec.middle if self.zero is None else self.zero[:, :, None].astype(np.float32)
+        real = (self.integers.astype(np.float32) - zero) * self.scale[:, :, None]
+        return join_blocks(real, self.width)
+
+    def packed(self) -> Bytes:
+        """(out, blocks, bytes of a block)."""
+        return pack(self.integers, self.spec.storage)
+
+    def packed_zero(self) -> Bytes | None:
+        """(out, bytes), blocks of a row packed together; None for a symmetric grid."""
+        return None if self.zero is None else pack(self.zero, self.spec.storage)
+
+
+def split_blocks(matrix: npt.NDArray[np.floating], block: int) -> npt.NDArray[np.floating]:
+    """(out, in) as (out, blocks, block), the last block filled with zeros."""
+    out, width = matrix.shape
+    missing = -width % block
+    if missing:
+        matrix = np.pad(matrix, ((0, 0), (0, missing)))
+    return matrix.reshape(out, -1, block)
+
+
+def join_blocks(blocks: Floats, width: int) -> Floats:
+    """The inverse of ``split_blocks``."""
+    return blocks.reshape(len(blocks), -1)[:, :width]
+
+
+def pack(integers: Bytes, bits: int) -> Bytes:
+    """Several integers a byte along the last axis, low bits first; the last byte is filled with zeros.
+
+    >>> pack(np.array([[1, 2, 3]], np.uint8), 4)
+    array([[33,  3]], dtype=uint8)
+    """
+    if bits == 8:
+        return integers
+    each = 8 // bits
+    missing = -integers.shape[-1] % each
+    if missing:
+        integers = np.pad(integers, [(0, 0)] * (integers.ndim - 1) + [(0, missing)])
+    found = integers[..., ::each].copy()
+    for i in range(1, each):
+        found |= integers[..., i::each] << np.uint8(bits * i)
+    return np.asarray(found, np.uint8)
+
+
+def unpack(packed: Bytes, bits: int, count: int) -> Bytes:
+    """The first ``count`` integers along the last axis of what ``pack`` made."""
+    if bits == 8:
+        return packed[..., :count]
+    each, mask = 8 // bits, np.uint8((1 << bits) - 1)
+    parts = [(packed >> np.uint8(bits * i)) & mask for i in range(each)]
+    return np.stack(parts, axis=-1).reshape(*packed.shape[:-1], -1)[..., :count]

@@ -1,0 +1,165 @@
+"""The flow for weight-only targets: constant matrices become integers of few bits, activations stay float.
+
+Choose bits for each matrix, round (with what the layer reads, where data are given), lower to
+MatMulNBits and its kin, judge like every other target. Where the result is not accurate enough, the
+matrices that disturb the output most get 8 bits, and the gate judges again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import onnx_ir as oir
+
+from qcompile.artifact import LOCK, new_artifact
+from qcompile.backends.ort import open_session
+from qcompile.backends.ort_nbits import Stored, lower_weights
+from qcompile.data.text import token_input
+from qcompile.gate import judge
+from qcompile.ir.graph import drop_unused
+from qcompile.ir.matrices import find_matrices
+from qcompile.ir.notes import Note
+from qcompile.ir.save import save_model
+from qcompile.ir.target import WeightForm
+from qcompile.job import Job
+from qcompile.language import Generation, compare_generation, logits_output, perplexity_metric
+from qcompile.limits import Limits
+from qcompile.lock import Lock
+from qcompile.reporter import Reporter
+from qcompile.result import CompileResult
+from qcompile.round_weights import Rounded, round_matrices
+from qcompile.scores import Metric
+from qcompile.units import Drop
+from qcompile.verdict import GateResult
+from qcompile.weights_plan import MatrixChoice, choose_matrices, follow_plan
+from qcompile.weights_write import write_weights
+
+__all__ = ["Compressed", "compile_weights"]
+
+PERPLEXITY_DROP = Drop(0.03, relative=True)
+"""Allowed for perplexity where the user says nothing."""
+
+
+class Stages(Protocol):
+    """Times the stages."""
+
+    reporter: Reporter
+    seconds: dict[str, float]
+
+    def __call__(self, name: str) -> AbstractContextManager[None]:
+        """Time a block."""
+
+
+@dataclass(frozen=True)
+class Compressed:
+    """A model with integer weights and all that is known about it.
+
+    Attributes:
+        choices: what each matrix was asked to be.
+        rounded: what each became, by initializer name.
+        algorithm: how.
+        model: the graph.
+        path: its file.
+        notes: matrices that were left alone, and why; fallbacks.
+        gate: the verdict.
+        generation: how it generates, for language models.
+    """
+
+    choices: tuple[MatrixChoice, ...]
+    rounded: Mapping[str, Rounded]
+    algorithm: str
+    model: oir.Model
+    path: Path
+    notes: tuple[Note, ...]
+    gate: GateResult
+    generation: Generation | None
+
+
+def compile_weights(
+    job: Job,
+    form: WeightForm,
+    lock: Lock | None,
+    key: Mapping[str, Any],
+    stages: Stages,
+    output: Path,
+    keep: object,
+) -> CompileResult:
+    """Round, lower, judge, write."""
+    options = job.options
+    matrices, notes = find_matrices(job.prepared.model)
+    choices = follow_plan(
+        choose_matrices(matrices, form, options), options, None if lock is None else lock.plan
+    )
+    algorithm = options.algorithm
+    if algorithm == "auto":
+        algorithm = "rtn" if job.data.random or form.codebook else "gptq"
+    with stages("round weights"):
+        rounded = round_matrices(job, choices, algorithm, stages.reporter.advance)
+    with stages("lower"):
+        path = job.work / "weights.onnx"
+        model = lower(job.prepared.model, {k: r.weight for k, r in rounded.items()}, form)
+        save_model(model, path)
+    with stages("gate"):
+        gate, generation = _judge(job, path)
+    made = Compressed(
+        tuple(choices), rounded, algorithm, model, path, tuple(notes), gate, generation
+    )
+    with stages("write"), new_artifact(output, options.force) as folder:
+        report, code = write_weights(folder, job, made, key, stages.seconds, output)
+        if lock is not None:
+            lock.check_outputs(report.data["hashes"], options.lock or Path(LOCK))
+    return CompileResult(report, output, code, keep=keep)
+
+
+def lower(model: oir.Model, weights: Mapping[str, Stored], form: WeightForm) -> oir.Model:
+    """A copy of the prepared model with ``weights`` in the runtime's own operators."""
+    copy = model.clone()
+    found, _ = find_matrices(copy)
+    lower_weights(copy, found, weights, form.accuracy_level)
+    drop_unused(copy)
+    return copy
+
+
+def _judge(job: Job, path: Path) -> tuple[GateResult, Generation | None]:
+    options, data = job.options, job.data
+    metric, limits = _language_metric(job)
+    feeds = list(data.held)
+    gate = judge(
+        job.float_path,
+        path,
+        feeds,
+        limits,
+        metric=metric,
+        names=data.held.names,
+        slices=options.slices,
+        extremes=data.extremes(),
+        threads=options.threads,
+        budget_s=options.gate_time,
+        custom_ops=options.custom_ops,
+    )
+    generation = None
+    if not any(check.name in ("opens", "runs") for check in gate.failed):
+        generation = compare_generation(
+            job.float_path, path, job.prepared.inputs, feeds, threads=options.threads
+        )
+    return gate, generation
+
+
+def _language_metric(job: Job) -> tuple[Metric | None, Limits]:
+    """The user's metric, else perplexity on the held-back text of a language model."""
+    limits, options = job.limits(), job.options
+    if job.data.metric is not None or options.tokenizer is None:
+        return job.data.metric, limits
+    session = open_session(job.float_path, threads=options.threads, custom_ops=options.custom_ops)
+    logits, tokens = (
+        logits_output(session, job.prepared.inputs),
+        token_input(job.prepared.inputs),
+    )
+    if logits is None or tokens is None:
+        return None, limits
+    metric = perplexity_metric(list(job.data.held), tokens.name, logits)
+    return metric, replace(limits, max_drop=options.max_drop or PERPLEXITY_DROP)

@@ -1,0 +1,158 @@
+"""Which matrices become integers in weight-only targets, with how many bits, and why not the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from qcompile.ir.blocks import BlockSpec
+from qcompile.ir.errors import OptionError
+from qcompile.ir.graph import is_graph_output, single_consumer
+from qcompile.ir.matrices import Matrix
+from qcompile.ir.plan import FLOAT, LayerChoice, PrecisionPlan
+from qcompile.ir.target import WeightForm
+from qcompile.options import Options
+
+__all__ = ["MatrixChoice", "as_plan", "choose_matrices", "follow_plan", "with_bits"]
+
+SMALLEST = 4096
+"""Elements below which a matrix stays float: it is read from the cache anyway."""
+
+
+@dataclass(frozen=True)
+class MatrixChoice:
+    """What a matrix is to become.
+
+    Attributes:
+        matrix: of the prepared model.
+        spec: the grid; None: it stays float.
+        codebook: indices into the NF4 table, in blocks of ``spec.block``.
+        reason: one clause.
+        pinned: chosen by the user.
+    """
+
+    matrix: Matrix
+    spec: BlockSpec | None
+    codebook: bool
+    reason: str
+    pinned: bool = False
+
+    @property
+    def precision(self) -> str:
+        """As the plan names it."""
+        if self.spec is None:
+            return FLOAT
+        return "nf4-weights" if self.codebook else f"int{self.spec.bits}-weights"
+
+
+def choose_matrices(
+    matrices: Sequence[Matrix], form: WeightForm, options: Options
+) -> list[MatrixChoice]:
+    """The first choice, before anything is measured.
+
+    Raises:
+        OptionError: the bits or the block asked for have no kernel.
+    """
+    bits, block = options.bits or form.bits, options.block or form.block
+    BlockSpec(bits, block)
+    if block not in form.blocks:
+        raise OptionError(
+            f"--block {block}: no fast kernel for this target; use {', '.join(map(str, form.blocks))}"
+        )
+    return [_choose(matrix, form, bits, block) for matrix in matrices]
+
+
+def _choose(matrix: Matrix, form: WeightForm, bits: int, block: int) -> MatrixChoice:
+    out, width = matrix.shape
+    if matrix.size < SMALLEST or width < 16:
+        return MatrixChoice(matrix, None, False, f"{out} x {width} is too small to gain anything")
+    edge = matrix.looked_up or any(_writes_output(matrix, i) for i in range(len(matrix.uses)))
+    codebook = form.codebook and not edge and width % block == 0
+    chosen, reason = bits, f"weights of {out} x {width}"
+    if edge:
+        chosen = max(bits, form.edge_bits)
+        reason = "embedding or output head: errors there are not averaged by later layers"
+    if matrix.looked_up:
+        while width % block and block > 16:
+            block //= 2
+        if width % block:
+            return MatrixChoice(
+                matrix, None, False, f"rows of {width} elements are no whole number of blocks"
+            )
+    return MatrixChoice(matrix, BlockSpec(chosen, block), codebook, reason)
+
+
+def _writes_output(matrix: Matrix, index: int) -> bool:
+    use = matrix.uses[index]
+    if use.op_type == "Gather":
+        return False
+    value = use.node.outputs[0]
+    after = single_consumer(value)
+    return is_graph_output(value) or (
+        after is not None and after.op_type == "Add" and is_graph_output(after.outputs[0])
+    )
+
+
+def with_bits(choice: MatrixChoice, bits: int, reason: str) -> MatrixChoice:
+    """The choice on another grid; a pinned one stays."""
+    if choice.spec is None or choice.pinned:
+        return choice
+    return replace(choice, spec=replace(choice.spec, bits=bits), codebook=False, reason=reason)
+
+
+def as_plan(choices: Sequence[MatrixChoice]) -> PrecisionPlan:
+    """One layer for each node that reads a matrix."""
+    rows = [
+        LayerChoice(name, use.op_type, choice.precision, choice.reason, pinned=choice.pinned)
+        for choice in choices
+        for name, use in zip(choice.matrix.origins, choice.matrix.uses, strict=True)
+    ]
+    return PrecisionPlan(tuple({row.origin: row for row in rows}.values()))
+
+
+def follow_plan(
+    choices: Sequence[MatrixChoice], options: Options, locked: PrecisionPlan | None
+) -> list[MatrixChoice]:
+    """Choices with what the user, a given plan or the lock fixed.
+
+    Raises:
+        OptionError: a selector matches nothing, or the plan gives one matrix two precisions.
+    """
+    plan = as_plan(choices)
+    wanted: dict[str, str] = {}
+    if locked is not None:
+        wanted = {layer.origin: layer.precision for layer in locked.layers}
+    elif options.plan is not None:
+        given = options.plan
+        if isinstance(given, (str, Path)):
+            try:
+                given = PrecisionPlan.from_json(Path(given).read_text(encoding="utf-8"))
+            except OSError as e:
+                raise OptionError(f"--plan '{options.plan}' cannot be read: {e.strerror}") from e
+        wanted = {layer.origin: layer.precision for layer in given.layers}
+    pinned = plan.pin(wanted, "given in the plan")
+    pinned = pinned.pin(dict.fromkeys(options.keep_float, FLOAT), "kept float by the user")
+    return [_pinned(choice, pinned.by_origin()) for choice in choices]
+
+
+def _pinned(choice: MatrixChoice, layers: Mapping[str, LayerChoice]) -> MatrixChoice:
+    named = {layers[o].precision: layers[o] for o in choice.matrix.origins if layers[o].pinned}
+    if not named:
+        return choice
+    if len(named) > 1:
+        raise OptionError(
+            f"'{choice.matrix.name}' is one weight of {len(choice.matrix.uses)} nodes, which are "
+            f"given {' and '.join(sorted(named))}; give them one precision"
+        )
+    precision, layer = next(iter(named.items()))
+    if precision == FLOAT:
+        return replace(choice, spec=None, reason=layer.reason, pinned=True)
+    if choice.spec is None or precision == choice.precision:
+        return replace(choice, pinned=True)
+    if precision not in ("int2-weights", "int3-weights", "int4-weights", "int8-weights"):
+        raise OptionError(
+            f"'{layer.origin}' is given {precision}, which this target does not have; use float, "
+            "int2-weights, int3-weights, int4-weights or int8-weights"
+        )
+    return replace(with_bits(choice, int(precision[3]), layer.reason), pinned=True)

@@ -1,0 +1,201 @@
+"""Writes the artifact of a weight-only compile: the model, its plan, the lock, the report, deploy/."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qcompile.artifact import LOCK, MODEL, file_sha256, write_manifest
+from qcompile.backends.ort_realised import realised
+from qcompile.environment import describe_machine, describe_versions
+from qcompile.ir.blocks import BlockWeight
+from qcompile.ir.errors import QCompileError
+from qcompile.ir.graph import origin
+from qcompile.ir.plan import FLOAT
+from qcompile.ir.save import save_model
+from qcompile.job import Job
+from qcompile.lock import Lock
+from qcompile.oldest_runtime import oldest_runtime
+from qcompile.outcome import settle
+from qcompile.report import REPORT_VERSION, CompileReport, notes_as_data, passes_as_data
+from qcompile.report_data.graph_rows import graph_rows, node_names
+from qcompile.report_data.worst_samples import worst_samples
+from qcompile.report_page.page import write_page
+from qcompile.reuse import byte_inputs
+from qcompile.trace import mac_counts
+from qcompile.verdict import DELIVERED, INCONCLUSIVE, to_jsonable
+from qcompile.weights_plan import as_plan
+from qcompile.write import SAMPLES, describe_model, write_deploy
+
+if TYPE_CHECKING:
+    from qcompile.weights_flow import Compressed
+
+__all__ = ["write_weights"]
+
+KERNELS = ("MatMulNBits", "GatherBlockQuantized", "MatMulBnb4")
+
+
+def write_weights(
+    folder: Path,
+    job: Job,
+    made: Compressed,
+    key: Mapping[str, Any],
+    seconds: Mapping[str, float],
+    output: Path,
+) -> tuple[CompileReport, int]:
+    """Fill ``folder``; returns the report and the exit code."""
+    plan = as_plan(made.choices)
+    layers, share = _layers(job, made)
+    outcome = settle(made.gate, job, layers)
+    handed_over = outcome.verdict in (DELIVERED, INCONCLUSIVE)
+    place = folder if handed_over else folder / "rejected"
+    place.mkdir(exist_ok=True)
+    save_model(made.model, place / MODEL)
+    hashes = {MODEL: file_sha256(place / MODEL)}
+    (folder / "plan.json").write_text(plan.to_json(), encoding="utf-8", newline="\n")
+    lock = Lock(byte_inputs(dict(key)), {}, plan, hashes, "")
+    (folder / LOCK).write_text(lock.to_json(), encoding="utf-8", newline="\n")
+    if handed_over:
+        write_deploy(folder / "deploy", place / MODEL, list(job.data.held)[:SAMPLES])
+    oldest = oldest_runtime(made.model)
+    in_float = all(layer["requested"] == FLOAT for layer in layers)
+    data = {
+        "version": REPORT_VERSION,
+        "verdict": outcome.verdict,
+        "delivered_form": "float" if in_float else "quantized",
+        "oldest_onnxruntime": {"version": oldest.text, "because": list(oldest.because)},
+        "exit_code": outcome.exit_code,
+        "headline": outcome.headline,
+        "warnings": list(outcome.warnings),
+        "next": f"python {output / 'deploy' / 'run.py'}" if handed_over else outcome.advice,
+        "output": str(output),
+        "model": describe_model(job),
+        "target": {"name": job.prepared.target.name, "device": job.prepared.target.device}
+        | {"notes": list(job.prepared.target.notes)},
+        "inputs": dict(key),
+        "hashes": hashes,
+        "techniques": list(job.options.techniques),
+        "calibration": {
+            "description": job.data.calibration.description,
+            "random": job.data.random,
+            "findings": list(job.data.findings),
+        },
+        "plan": {"how": _how(made), "candidates": [], "front": []},
+        "layers": layers,
+        "integer_mac_share": share,
+        "matrices": _matrices(made),
+        "language": made.generation,
+        "gate": made.gate.to_dict(),
+        "passes": passes_as_data(job.prepared.records),
+        "notes": notes_as_data((*job.prepared.notes, *made.notes)),
+        "stages": [{"name": k, "seconds": round(v, 3)} for k, v in seconds.items()],
+        "machine": describe_machine(),
+        "versions": describe_versions(),
+        "seed": job.options.seed,
+    }
+    data |= _details(job, made)
+    report = CompileReport(to_jsonable(data))
+    (folder / "report.json").write_text(report.to_json(), encoding="utf-8", newline="\n")
+    write_page(report.data, folder / "report.html")
+    write_manifest(
+        folder,
+        {
+            "qcompile": describe_versions().get("qcompile", ""),
+            "verdict": outcome.verdict,
+            "target": job.prepared.target.name,
+            "device": job.prepared.target.device,
+            "oldest_onnxruntime": oldest.text,
+            "inputs": dict(key),
+            "machine": describe_machine(),
+            "seed": job.options.seed,
+        },
+    )
+    return report, outcome.exit_code
+
+
+def _details(job: Job, made: Compressed) -> dict[str, Any]:
+    """What the report's page draws; ranges and histograms belong to targets with integer activations."""
+    prepared = job.prepared
+    graph = graph_rows(prepared.model, node_names(prepared.model, prepared.sites))
+    for row in graph["nodes"]:
+        row["sqnr_db"] = None
+    left_out = ["error by layer: not taken apart; `matrices` has each one's error"]
+    samples: list[dict[str, Any]] = []
+    try:
+        samples = worst_samples(job, made.path, made.gate, None)
+    except QCompileError as e:
+        left_out.append(f"worst samples: {e}")
+    return {
+        "graph": graph,
+        "tensors": [],
+        "weights": [],
+        "operators": None,
+        "samples": samples,
+        "left_out": left_out,
+    }
+
+
+def _how(made: Compressed) -> str:
+    counts: dict[str, int] = {}
+    for choice in made.choices:
+        name = FLOAT if choice.spec is None else f"{choice.spec.bits} bits in {choice.spec.block}s"
+        counts[name] = counts.get(name, 0) + 1
+    listed = ", ".join(f"{n} matrices {name}" for name, n in counts.items())
+    return f"{made.algorithm}: {listed or 'no matrix'}"
+
+
+def _matrices(made: Compressed) -> list[dict[str, Any]]:
+    """One row a matrix."""
+    rows = []
+    for choice in made.choices:
+        found = made.rounded.get(choice.matrix.name)
+        weight = None if found is None else found.weight
+        spec = weight.spec if isinstance(weight, BlockWeight) else None
+        rows.append(
+            {
+                "name": choice.matrix.name,
+                "shape": list(choice.matrix.shape),
+                "uses": list(choice.matrix.origins),
+                "precision": choice.precision,
+                "stored_bits": None if spec is None else spec.storage,
+                "block": None if choice.spec is None else choice.spec.block,
+                "symmetric": None if spec is None else spec.symmetric,
+                "algorithm": None if found is None else found.how,
+                "sqnr_db": None if found is None else found.sqnr_db,
+                "note": choice.reason if found is None or not found.note else found.note,
+            }
+        )
+    return rows
+
+
+def _layers(job: Job, made: Compressed) -> tuple[list[dict[str, Any]], float | None]:
+    """One row for each node that reads a matrix; realised is what ONNX Runtime executes."""
+    feed = job.data.calibration.load(0)
+    counts = mac_counts(job.prepared.model, feed, job.work, job.options.custom_ops)
+    by_origin = {origin(node): count for node, count in counts.items()}
+    seen = realised(made.path, feed, custom_ops=job.options.custom_ops).layers
+    rows: list[dict[str, Any]] = []
+    for layer in as_plan(made.choices).layers:
+        found = seen.get(layer.origin)
+        kinds = () if found is None else found.op_types
+        integer = any(kind in KERNELS for kind in kinds)
+        rows.append(
+            {
+                "origin": layer.origin,
+                "op_type": layer.op_type,
+                "requested": layer.precision,
+                "realised": layer.precision if integer or found is None else FLOAT,
+                "executed_as": list(kinds),
+                "reason": layer.reason,
+                "pinned": layer.pinned,
+                "sensitivity": layer.sensitivity,
+                "float_ns": layer.float_ns,
+                "int_ns": layer.int_ns,
+                "macs": by_origin.get(layer.origin, 0),
+                "compute": layer.op_type != "Gather",
+            }
+        )
+    total = sum(by_origin.values())
+    integer_macs = sum(r["macs"] for r in rows if r["realised"] != FLOAT)
+    return rows, (integer_macs / total if total else None)

@@ -1,0 +1,174 @@
+"""Weight-only targets: a tiny language model with a tied embedding goes through the whole flow."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as oir
+import pytest
+
+import qcompile
+from qcompile.data.inputs import InputSpec
+from qcompile.data.text import TextRecipe, open_text, token_feed
+from qcompile.ir.errors import BackendMissingError, CalibrationError, OptionError
+from qcompile.ir.matrices import find_matrices
+from qcompile.language import perplexity
+
+VOCABULARY, WIDTH = 1024, 64
+
+MODEL = f"""
+<ir_version: 8, opset_import: ["" : 17]>
+lm (int64[batch, seq] input_ids) => (float[batch, seq, {VOCABULARY}] logits) {{
+  x = Gather (embedding, input_ids)
+  h = MatMul (x, up)
+  b = Add (h, bias)
+  r = Relu (b)
+  d = MatMul (r, down)
+  s = Add (x, d)
+  turned = Transpose <perm = [1, 0]> (embedding)
+  logits = MatMul (s, turned)
+}}
+"""
+
+
+@pytest.fixture
+def model() -> onnx.ModelProto:
+    proto = onnx.parser.parse_model(MODEL)
+    rng = np.random.default_rng(0)
+    arrays = {
+        "embedding": rng.standard_normal((VOCABULARY, WIDTH)),
+        "up": rng.standard_normal((WIDTH, 256)) / 8,
+        "bias": rng.standard_normal(256) / 8,
+        "down": rng.standard_normal((256, WIDTH)) / 16,
+    }
+    for name, array in arrays.items():
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(array.astype("f"), name))
+    return proto
+
+
+@pytest.fixture
+def feeds() -> list[dict[str, np.ndarray]]:
+    rng = np.random.default_rng(1)
+    return [{"input_ids": rng.integers(0, VOCABULARY, (1, 24))} for _ in range(12)]
+
+
+def compiled(
+    model: onnx.ModelProto, feeds: object, path: Path, **options: object
+) -> qcompile.CompileResult:
+    defaults = {"target": "ort-int4", "min_speedup": 0.01, "gate_time": "0.2s", "threads": 1}
+    return qcompile.compile(
+        model, calibration=feeds, output=path / "out", **{**defaults, **options}
+    )
+
+
+@pytest.mark.parametrize("target", ["ort-int4", "ort-int8-weights", "ort-nf4"])
+def test_every_matrix_is_lowered_and_the_tied_one_is_stored_once(
+    target: str, model: onnx.ModelProto, feeds: list[dict[str, np.ndarray]], tmp_path: Path
+) -> None:
+    result = compiled(model, feeds, tmp_path, target=target, algorithm="rtn").check()
+    made = onnx.load(result.model)
+    ops = [n.op_type for n in made.graph.node]
+    product = "MatMulBnb4" if target == "ort-nf4" else "MatMulNBits"
+    assert ops.count(product) + ops.count("MatMulNBits") * (product != "MatMulNBits") == 3
+    assert ops.count("GatherBlockQuantized") == 1
+    assert "MatMul" not in ops
+    large = [t for t in made.graph.initializer if np.prod(t.dims) > VOCABULARY * WIDTH // 4]
+    assert len([t for t in large if t.name.startswith("embedding")]) == 1
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert all(row["requested"] == row["realised"] for row in report["layers"])
+    assert report["integer_mac_share"] == 1.0
+    assert {w["name"] for w in report["matrices"]} == {"embedding", "up", "down"}
+
+
+def test_the_bias_joins_the_kernel(
+    model: onnx.ModelProto, feeds: list[dict[str, np.ndarray]], tmp_path: Path
+) -> None:
+    made = onnx.load(compiled(model, feeds, tmp_path, algorithm="rtn").check().model)
+    adds = [n for n in made.graph.node if n.op_type == "Add"]
+    assert len(adds) == 1  # the residual
+    first = next(n for n in made.graph.node if n.op_type == "MatMulNBits")
+    assert first.input[5].startswith("bias")
+
+
+def test_a_layer_kept_float_stays_float(
+    model: onnx.ModelProto, feeds: list[dict[str, np.ndarray]], tmp_path: Path
+) -> None:
+    first = next(n for n in model.graph.node if n.op_type == "MatMul")
+    first.name = "up_projection"
+    result = compiled(model, feeds, tmp_path, keep_float=("up_projection",), algorithm="rtn")
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    row = next(r for r in report["layers"] if r["origin"] == "up_projection")
+    assert (row["requested"], row["reason"]) == ("float", "kept float by the user")
+    assert result.verdict == "delivered"
+
+
+def test_two_bits_are_refused_by_the_gate(
+    model: onnx.ModelProto, feeds: list[dict[str, np.ndarray]], tmp_path: Path
+) -> None:
+    result = compiled(model, feeds, tmp_path, target="ort-int2", algorithm="rtn", min_sqnr=30.0)
+    assert result.exit_code == 3
+    assert not (tmp_path / "out" / "model.onnx").exists()
+    assert (tmp_path / "out" / "rejected" / "model.onnx").is_file()
+
+
+def test_a_block_without_a_fast_kernel_is_refused(
+    model: onnx.ModelProto, feeds: list[dict[str, np.ndarray]], tmp_path: Path
+) -> None:
+    with pytest.raises(OptionError, match="--block 16: no fast kernel for this target; use 32, 64"):
+        compiled(model, feeds, tmp_path, target="ort-int2", block=16)
+
+
+def test_copies_of_the_embedding_are_one_matrix_and_odd_readers_keep_one_float(
+    model: onnx.ModelProto,
+) -> None:
+    turn = next(n for n in model.graph.node if n.op_type == "Transpose")
+    model.graph.node.remove(turn)
+    table = onnx.numpy_helper.to_array(model.graph.initializer[0])
+    model.graph.initializer.append(onnx.numpy_helper.from_array(table.T.copy(), "turned"))
+    found, notes = find_matrices(oir.from_proto(model))
+    assert [m.name for m in found] == ["embedding", "up", "down"]
+    assert [u.op_type for u in found[0].uses] == ["Gather", "MatMul"]
+    assert not notes
+    model.graph.node.insert(0, onnx.helper.make_node("Neg", ["up"], ["negative"]))
+    found, notes = find_matrices(oir.from_proto(model))
+    assert [m.name for m in found] == ["embedding", "down"]
+    assert "a node reads it that is no MatMul" in notes[0].text
+
+
+def test_perplexity_of_a_uniform_guess_is_the_vocabulary() -> None:
+    feed = {"input_ids": np.array([[1, 5, 7, 2]])}
+    found = perplexity(
+        lambda f: {"logits": np.zeros((1, 4, 50), np.float32)}, [feed], "input_ids", "logits"
+    )
+    assert found == pytest.approx(50.0)
+
+
+def test_text_feeds_fill_masks_positions_and_an_empty_cache() -> None:
+    specs = (
+        InputSpec("input_ids", "int64", ("b", "s")),
+        InputSpec("attention_mask", "int64", ("b", "t")),
+        InputSpec("position_ids", "int64", ("b", "s")),
+        InputSpec("past_key_values.0.key", "float32", ("b", 3, "p", 8)),
+    )
+    feed = token_feed(specs, np.array([4, 5]))
+    assert feed["attention_mask"].tolist() == [[1, 1]]
+    assert feed["past_key_values.0.key"].shape == (1, 3, 0, 8)
+    later = token_feed(specs, np.array([6]), {specs[3].name: np.ones((1, 3, 2, 8), np.float32)})
+    assert later["attention_mask"].tolist() == [[1, 1, 1]]
+    assert later["position_ids"].tolist() == [[2]]
+    with pytest.raises(CalibrationError, match="input 'pixels: float32"):
+        token_feed((specs[0], InputSpec("pixels", "float32", (1, 3))), np.array([1]))
+
+
+def test_text_needs_a_tokenizer(tmp_path: Path) -> None:
+    path = tmp_path / "text.txt"
+    path.write_text("words")
+    specs = (InputSpec("input_ids", "int64", ("b", "s")),)
+    with pytest.raises(OptionError, match=r"--tokenizer tokenizer\.json"):
+        open_text(path, specs, None, "--calibration")
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises((CalibrationError, BackendMissingError), match="tokenizer"):
+        open_text(path, specs, TextRecipe(tmp_path / "tokenizer.json"), "--calibration")
