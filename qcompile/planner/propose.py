@@ -95,7 +95,7 @@ class Proposer:
         for count, goal in enumerate(goals):
             trial, _ = solve_measured(
                 problem,
-                session.evaluate_plan,
+                session.worst_error,
                 10 ** (-goal / 10),
                 tries=5,
                 search_time=self._seconds / 2 / len(goals),

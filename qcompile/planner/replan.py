@@ -46,13 +46,14 @@ def solve_measured(
 ) -> tuple[Trial | None, tuple[Trial, ...]]:
     """The fastest plan found whose *measured* error keeps the limit, and all that were tried.
 
-    Errors of units are not quite additive (a softmax behind them makes them more than that), so the
-    limit given to the planner is moved until measurement and limit agree: by the ratio of the two,
-    or by bisection of its logarithm where that leaves what is known. The fastest plan comes first.
+    Errors of units are not quite additive (a softmax behind them makes them more than that), and they
+    are summed over the outputs where the limit is about the worst one. So the limit given to the
+    planner is moved until measurement and limit agree: by the ratio of the two, or by bisection of
+    its logarithm where that leaves what is known. The fastest plan comes first.
 
     Args:
         problem: sites, tensors, costs, sensitivities.
-        measure: error of labels, usually ``GatedSession.evaluate_plan``.
+        measure: error of labels, usually ``GatedSession.worst_error``.
         max_error: relative error energy to keep.
         tries: plans measured at most.
         search_time: seconds.

@@ -114,6 +114,27 @@ def test_nothing_gated_runs_as_float() -> None:
     assert GatedSession(gated, feeds(), threads=1).evaluate_plan({"Conv1"}) == 0.0
 
 
+def test_the_worst_output_is_what_a_limit_is_about() -> None:
+    """Two outputs, one exact and one quantized; a silent sample weighs as little as it is loud."""
+    model = parse(
+        """<ir_version: 8, opset_import: ["" : 17]>
+        g (float[N,3] x) => (float[N,3] exact, float[N,3] y)
+        <float[3,3] w = {0.5,-0.3,0.2,0.1,0.7,-0.6,0.4,0.9,-0.8}>
+        { exact = Relu(x) y = MatMul(x, w) }"""
+    )
+    state, _ = state_of(model)
+    gated = gate(state.model, quantized(state), state.target)
+    loud = feeds(shape=(4, 3))
+    quiet = [{"x": np.full((4, 3), 1e-7, np.float32)}]
+    (name,) = [n for n, g in gated.gates.items() if g.unit.site.op_type == "MatMul"]
+    session = GatedSession(gated, loud, threads=1)
+    assert session.worst_error({name}) == pytest.approx(session.evaluate_plan({name}), rel=0.5)
+    both = GatedSession(gated, [*loud, *quiet], threads=1)
+    assert both.evaluate_plan({name}) > 10 * session.evaluate_plan({name})
+    assert both.worst_error({name}) == pytest.approx(session.worst_error({name}), rel=1e-3)
+    assert session.worst_error(()) == 0.0
+
+
 def test_samples_are_needed() -> None:
     state, _ = state_of(parse(MIXED))
     with pytest.raises(CalibrationError, match="at least one sample"):
