@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from qcompile.backends.ort import check_runtime, open_session
+from qcompile.cli.flags import SETTINGS, verbosity_flags
 from qcompile.cli.output import Progress, check_line, print_json
 from qcompile.data.inputs import input_specs
 from qcompile.data.sources import open_feeds
@@ -20,7 +21,7 @@ from qcompile.scores import make_metric
 __all__ = ["command"]
 
 
-@click.command("check", context_settings={"help_option_names": ["-h", "--help"]})
+@click.command("check", context_settings=SETTINGS)
 @click.argument("float_model", type=click.Path(path_type=Path))
 @click.argument("other", type=click.Path(path_type=Path))
 @click.option(
@@ -43,7 +44,10 @@ __all__ = ["command"]
 @click.option("--gate-time", help="[20s]")
 @click.option("--custom-ops", help="Library with custom operators.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def command(float_model: Path, other: Path, as_json: bool, **given: Any) -> int:
+@verbosity_flags
+def command(
+    float_model: Path, other: Path, as_json: bool, verbose: bool, quiet: bool, **given: Any
+) -> int:
     r"""Judge OTHER, a quantized model of any tool, against FLOAT_MODEL.
 
     \b
@@ -56,7 +60,7 @@ def command(float_model: Path, other: Path, as_json: bool, **given: Any) -> int:
     feeds = feeds.subset(range(min(len(feeds), options.samples)))
     opened = open_session(float_model, threads=options.threads, custom_ops=options.custom_ops)
     rollout = find_rollout(opened.inputs, opened.outputs, options.state, options.steps)
-    with Progress(quiet=as_json) as progress:
+    with Progress(quiet=quiet or as_json, verbose=verbose) as progress:
         progress.stage("check")
         result = judge(
             float_model,

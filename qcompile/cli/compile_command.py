@@ -7,6 +7,8 @@ from typing import Any
 
 import click
 
+from qcompile.cli.flags import SETTINGS, verbosity_flags
+from qcompile.cli.names import DEVICE, TARGET
 from qcompile.cli.output import FORMATS, Progress, write_outcome
 from qcompile.options import ALGORITHMS, EFFORTS, METHODS, REQUIREMENTS, make_options, read_toml
 from qcompile.techniques import TECHNIQUES
@@ -16,14 +18,21 @@ __all__ = ["command"]
 
 @click.command(
     "compile",
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings=SETTINGS,
     epilog="Exit codes: 0 delivered (or not measured, or inconclusive), 2 bad input, 3 gate not met, "
     "4 runtime or hardware missing, 1 internal error.",
 )
 @click.argument("model", type=click.Path(path_type=Path), required=False)
-@click.option("-t", "--target", help="Capability table [ort-int8]; `qcompile targets` lists them.")
 @click.option(
-    "--device", help="Row of devices: native (default), x86-avx2, x86-vnni, arm64-dotprod, ..."
+    "-t",
+    "--target",
+    type=TARGET,
+    help="Capability table [ort-int8]; `qcompile targets` lists them.",
+)
+@click.option(
+    "--device",
+    type=DEVICE,
+    help="Row of devices: native (default), x86-avx2, x86-vnni, arm64-dotprod, ...",
 )
 @click.option(
     "-c", "--calibration", help="Folder, .npz, .npy, file.py:function or polygraphy JSON."
@@ -113,12 +122,13 @@ __all__ = ["command"]
     "--config", type=click.Path(path_type=Path), help="Read options from this qcompile.toml."
 )
 @click.option("--output-format", type=click.Choice(FORMATS), default="text", help="[text]")
-@click.option("-q", "--quiet", is_flag=True, help="Only the verdict.")
+@verbosity_flags
 def command(
     model: Path | None,
     config: Path | None,
     output_format: str,
     quiet: bool,
+    verbose: bool,
     **given: Any,
 ) -> int:
     r"""Compile MODEL and deliver it only if it is valid, as fast and as accurate as asked.
@@ -137,7 +147,7 @@ def command(
     if path is None:
         raise click.UsageError("give a MODEL.onnx to compile")
     options = make_options(**values)
-    with Progress(quiet=quiet or output_format == "json") as progress:
+    with Progress(quiet=quiet or output_format == "json", verbose=verbose) as progress:
         result = compile_with(Path(path), options, progress)
     write_outcome(result, output_format, quiet)
     return result.exit_code

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import click
 
+from qcompile.cli.flags import SETTINGS
+
 __all__ = ["command"]
 
 
-@click.command("demo", context_settings={"help_option_names": ["-h", "--help"]})
+@click.command("demo", context_settings=SETTINGS)
 @click.option(
     "-o",
     "--output",
@@ -17,7 +19,12 @@ __all__ = ["command"]
     help="Folder to write [fmnist_dwcnn.ort-int8].",
 )
 def command(output: Path | None) -> int:
-    """Compile a small Fashion-MNIST network and print top-1, speed and size before and after."""
+    r"""Compile a small Fashion-MNIST network and print top-1, speed and size before and after.
+
+    \b
+    qcompile demo
+    qcompile demo --output /somewhere/else
+    """
     from qcompile.demo import run_demo
 
     return run_demo(output)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from qcompile.cli.flags import SETTINGS
 from qcompile.data.inputs import InputSpec, input_specs
 from qcompile.ir.errors import OutputError
 from qcompile.ir.load import load_model
@@ -25,11 +26,16 @@ output = {output}
 """
 
 
-@click.command("init", context_settings={"help_option_names": ["-h", "--help"]})
+@click.command("init", context_settings=SETTINGS)
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("--force", is_flag=True, help="Overwrite calib.py and qcompile.toml.")
 def command(model: Path, force: bool) -> int:
-    """Write calib.py and qcompile.toml with every input's name, dtype and shape of MODEL."""
+    r"""Write calib.py and qcompile.toml with every input's name, dtype and shape of MODEL.
+
+    \b
+    qcompile init model.onnx     # then load real samples in calib.py
+    qcompile                     # compiles what qcompile.toml says
+    """
     specs = input_specs(load_model(model).model)
     files = {
         Path("calib.py"): _script(specs),

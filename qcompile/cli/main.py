@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import click
+from click.shell_completion import CompletionItem
 
 from qcompile.ir.errors import QCompileError
 
@@ -27,6 +28,8 @@ COMMANDS: dict[str, str] = {
     "explain": "qcompile.cli.explain_command",
     "diff": "qcompile.cli.diff_command",
     "verify": "qcompile.cli.verify_command",
+    "doctor": "qcompile.cli.doctor_command",
+    "completion": "qcompile.cli.completion_command",
     "demo": "qcompile.cli.demo_command",
 }
 """name -> module with a click command called ``command``; imported only when it runs."""
@@ -46,6 +49,10 @@ class _Commands(click.Group):
             return None
         loaded: click.Command = importlib.import_module(module).command
         return loaded
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Commands, and files: the first word may be a model."""
+        return [*super().shell_complete(ctx, incomplete), CompletionItem(incomplete, type="file")]
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         if not args and Path("qcompile.toml").is_file():

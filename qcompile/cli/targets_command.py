@@ -2,41 +2,86 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 
 import click
 from rich.console import Console
 from rich.table import Table
 
+from qcompile.backends.devices import device_names, get_device
+from qcompile.backends.devices_gpu import get_gpu, gpu_names
 from qcompile.backends.tables import get_target, target_names
+from qcompile.cli.flags import SETTINGS, json_flag
+from qcompile.cli.names import DEVICE, TARGET
+from qcompile.cli.output import print_json
+from qcompile.ir.errors import TargetError
+from qcompile.ir.target import Target
 
 __all__ = ["command"]
 
 
-@click.command("targets", context_settings={"help_option_names": ["-h", "--help"]})
-@click.argument("name", required=False)
-@click.option("--device", help="Row of devices [native].")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.command("targets", context_settings=SETTINGS)
+@click.argument("name", required=False, type=TARGET)
+@click.option("--device", type=DEVICE, help="Row of devices [native].")
+@json_flag
 def command(name: str | None, device: str | None, as_json: bool) -> int:
-    r"""List the targets, or show one target's table: what it runs in integers, and how we know.
+    r"""List the targets and devices, or show one target's table: what it runs in integers, and how we know.
 
     \b
     qcompile targets
     qcompile targets ort-int8 --device x86-avx2
+    qcompile targets tensorrt-int8 --device jetson-orin --json
     """
     if name is None:
-        print(json.dumps(list(target_names())) if as_json else "\n".join(target_names()))
+        _list(as_json)
         return 0
     target = get_target(name, device)
     if as_json:
-        print(json.dumps(asdict(target), indent=1, default=str))
+        print_json(asdict(target))
         return 0
-    console = Console()
-    console.print(
-        f"{target.name} on {target.device}: activations {target.activation.dtype}, ", end=""
-    )
-    console.print(f"weights {target.weight.dtype}, features {', '.join(target.features) or 'none'}")
+    _show(target)
+    return 0
+
+
+def _list(as_json: bool) -> None:
+    cpus = [get_device(n) for n in device_names() if n != "native"]
+    gpus = [get_gpu(n) for n in gpu_names() if n != "native"]
+    if as_json:
+        print_json({"targets": target_names(), "cpus": cpus, "gpus": gpus})
+        return
+    console = Console(highlight=False)
+    table = Table("target", "here", "activations", "weights", "operators", box=None, pad_edge=False)
+    for name in target_names():
+        try:
+            found = get_target(name)
+        except TargetError as e:
+            table.add_row(name, "no", "", "", str(e))
+            continue
+        forms = ", ".join(found.ops) or "everything in half precision"
+        kinds = (found.activation.dtype, found.weight.dtype) if found.ops else ("", "")
+        table.add_row(name, found.device, *kinds, forms)
+    console.print(table)
+    console.print("\nCPUs (--device), for ort-*:")
+    table = Table(box=None, pad_edge=False, show_header=False)
+    here = get_device().name
+    for cpu in cpus:
+        mark = " (this machine)" if cpu.name == here else ""
+        table.add_row(f"  {cpu.name}{mark}", ", ".join(cpu.features), cpu.source)
+    console.print(table)
+    console.print("\nGPUs (--device), for tensorrt-*:")
+    table = Table(box=None, pad_edge=False, show_header=False)
+    for gpu in gpus:
+        able = [w for w, on in (("INT8", gpu.int8_products), ("FP8", gpu.fp8)) if on]
+        table.add_row(f"  {gpu.name}", ", ".join(able) or "half precision only", gpu.source)
+    console.print(table)
+    console.print("\nqcompile targets NAME shows a table")
+
+
+def _show(target: Target) -> None:
+    console = Console(highlight=False)
+    kinds = f"activations {target.activation.dtype}, weights {target.weight.dtype}"
+    features = ", ".join(target.features) or "none"
+    console.print(f"{target.name} on {target.device}: {kinds}, features {features}", markup=False)
     for note in target.notes:
         console.print(f"  {note}", markup=False)
     table = Table("operator", "role", "forms", "opset", "learned from")
@@ -46,4 +91,3 @@ def command(name: str | None, device: str | None, as_json: bool) -> int:
     for op_type, why in sorted(target.left_float.items()):
         table.add_row(op_type, "float", "", "", why)
     console.print(table)
-    return 0
