@@ -9,7 +9,7 @@ Q.layers = (() => {
 
   function matching() {
     const words = Q.by("filter").value.trim().toLowerCase().split(/\s+/).filter(Boolean);
-    const text = (r) => `${r.origin} ${r.op_type} ${r.realised} ${r.reason}`.toLowerCase();
+    const text = (r) => `${r.origin} ${r.op_type} ${r.realised} ${r.reason || ""}`.toLowerCase();
     return rows.filter((r) => { const all = text(r); return words.every((w) => all.includes(w)); });
   }
 
@@ -31,7 +31,7 @@ Q.layers = (() => {
       Q.make("td", {class: "num"}, r.float_ns == null ? "" : Q.micros(r.float_ns)),
       Q.make("td", {class: "num"}, r.int_ns == null ? "" : Q.micros(r.int_ns)),
       Q.make("td", {class: "num"}, r.sqnr == null ? "" : r.sqnr.toFixed(1)),
-      Q.make("td", {}, r.reason))));
+      Q.make("td", {}, r.reason || ""))));
     Q.by("shown").textContent = `${Math.min(limit, found.length)} of ${found.length} shown`;
     Q.by("more").hidden = found.length <= limit;
     for (const th of table.tHead.rows[0].cells) {

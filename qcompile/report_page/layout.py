@@ -25,7 +25,7 @@ STOPS = 24_000
 STOP_WIDTH = 10.0
 GAP_X, GAP_Y = 18.0, 30.0
 GUTTER = 60.0
-ASPECT = 1.9
+ASPECT = 1.4
 """Width to height that the folded drawing aims at."""
 
 LEAST_ROWS = 6

@@ -16,7 +16,17 @@ from qcompile.report_page.summary import summarize
 __all__ = ["render_card", "render_page", "write_page"]
 
 FOLDER = Path(__file__).parent
-SCRIPTS = ("format", "theme", "graph_view", "graph_input", "charts", "panel", "layers", "start")
+SCRIPTS = (
+    "format",
+    "unpack",
+    "theme",
+    "graph_view",
+    "graph_input",
+    "charts",
+    "panel",
+    "layers",
+    "start",
+)
 
 POLICY = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:; "

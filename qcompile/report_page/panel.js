@@ -61,7 +61,7 @@ Q.panel = (() => {
     if (layer && layer.reason) parts.push(Q.make("p", {class: "reason", id: "reason"}, layer.reason));
     else if (!layer && N.op[i] !== "input" && N.op[i] !== "output") parts.push(Q.make("p", {class: "reason", id: "reason"}, "not in the plan: it computes shapes or moves values, or the target has no word on it"));
     parts.push(rows([
-      ["executed as", layer && layer.executed_as.join(", ")],
+      ["executed as", layer && layer.executed_as],
       ["error at its output", N.sqnr[i] == null ? null : `${N.sqnr[i].toFixed(1)} dB SQNR`],
       ["output error it causes alone", layer && layer.sensitivity != null ? Q.number(layer.sensitivity, 3) : null],
       ...costs(layer, i),

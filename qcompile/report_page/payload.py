@@ -8,10 +8,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from qcompile.report_page.layout import lay_out
+from qcompile.report_page.packing import Names, pack, pack_column
 
 __all__ = ["as_script", "make_payload"]
 
-TENSOR_BYTES = 2_500_000
+TENSOR_BYTES, WEIGHT_BYTES = 2_500_000, 1_200_000
 """Histograms get fewer bins where they would need more than this, so that a page stays below 6 MB."""
 
 LEAST_WIDTH, MOST_WIDTH = 74.0, 230.0
@@ -23,13 +24,17 @@ Report = Mapping[str, Any]
 
 def make_payload(report: Report) -> dict[str, Any]:
     """All that the script needs; reports of older versions lack keys, and the page shows less."""
-    layers = list(report["layers"])
+    layers = [
+        layer | {"executed_as": ", ".join(layer["executed_as"])} for layer in report["layers"]
+    ]
     graph = report.get("graph") or _chain(layers)
+    names = Names()
     return {
-        "nodes": _nodes(graph, layers),
-        "layers": layers,
-        "tensors": _thinned(list(report.get("tensors") or [])),
-        "weights": _thinned(list(report.get("weights") or [])),
+        "nodes": _nodes(graph, layers, names),
+        "layers": pack(layers),
+        "tensors": _tensors(report, names),
+        "names": names.listed,
+        "weights": _thinned(list(report.get("weights") or []), WEIGHT_BYTES),
         "candidates": report["plan"]["candidates"],
         "front": report["plan"].get("front") or [],
         "operators": report.get("operators"),
@@ -59,7 +64,7 @@ def _chain(layers: Sequence[Report]) -> dict[str, Any]:
     }
 
 
-def _nodes(graph: Report, layers: Sequence[Report]) -> dict[str, Any]:
+def _nodes(graph: Report, layers: Sequence[Report], names: Names) -> dict[str, Any]:
     """Columns, one entry a node: inputs of the graph first, its outputs last."""
     rows = [
         {"origin": name, "op_type": "input", "reads": [], "writes": [name], "shape": ""}
@@ -84,20 +89,22 @@ def _nodes(graph: Report, layers: Sequence[Report]) -> dict[str, Any]:
     most = max((t for t in times if t), default=0.0)
     sizes = [_size(row["op_type"], t, most) for row, t in zip(rows, times, strict=True)]
     layout = lay_out(sizes, edges)
+    at = [
+        -1 if row["op_type"] in ("input", "output") else by_layer.get(row["origin"], -1)
+        for row in rows
+    ]
     return {
-        "origin": [row["origin"] for row in rows],
-        "op": [row["op_type"] for row in rows],
-        "layer": [
-            -1 if row["op_type"] in ("input", "output") else by_layer.get(row["origin"], -1)
-            for row in rows
-        ],
+        # a layer's row has its name already
+        "origin": [row["origin"] if k < 0 else None for row, k in zip(rows, at, strict=True)],
+        "op": pack_column([row["op_type"] for row in rows]),
+        "layer": at,
         "x": [round(x) for x, _ in layout.centres],
         "y": [round(y) for _, y in layout.centres],
         "w": [round(w) for w, _ in sizes],
         "h": [round(h) for _, h in sizes],
-        "shape": [row["shape"] for row in rows],
-        "reads": [row["reads"] for row in rows],
-        "writes": [row["writes"] for row in rows],
+        "shape": pack_column([row["shape"] for row in rows]),
+        "reads": [names.all(row["reads"]) for row in rows],
+        "writes": [names.all(row["writes"]) for row in rows],
         "sqnr": [row.get("sqnr_db") for row in rows],
         "floatNs": [row.get("float_ns") for row in rows],
         "artifactNs": [row.get("artifact_ns") for row in rows],
@@ -108,6 +115,14 @@ def _nodes(graph: Report, layers: Sequence[Report]) -> dict[str, Any]:
         "width": round(layout.width),
         "height": round(layout.height),
     }
+
+
+def _tensors(report: Report, names: Names) -> dict[str, Any]:
+    rows = _thinned(list(report.get("tensors") or []), TENSOR_BYTES)
+    numbers = [
+        {key: names.one(row[key]) for key in ("name", "same_as") if key in row} for row in rows
+    ]
+    return pack([row | number for row, number in zip(rows, numbers, strict=True)])
 
 
 def _time(row: Report, layers: Sequence[Report], by_layer: Mapping[str, int]) -> float:
@@ -130,9 +145,9 @@ def _size(op_type: str, time: float, most: float) -> tuple[float, float]:
     return max(width, 18 + LETTER * len(op_type)), height
 
 
-def _thinned(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _thinned(rows: list[dict[str, Any]], most: int) -> list[dict[str, Any]]:
     """The same rows with bins joined in pairs until they are small enough."""
-    while len(json.dumps(rows)) > TENSOR_BYTES:
+    while len(json.dumps(rows)) > most:
         bins = max(
             (len(row["histogram"]["counts"]) for row in rows if "histogram" in row), default=0
         )

@@ -71,7 +71,7 @@ def test_bins_are_joined_until_a_page_is_small() -> None:
     payload = make_payload(report)
     assert len(before) > TENSOR_BYTES
     assert len(as_script(payload["tensors"])) <= TENSOR_BYTES
-    one = payload["tensors"][0]["histogram"]
+    one = payload["tensors"]["histogram"][0]
     assert sum(one["counts"]) == sum(report["tensors"][0]["histogram"]["counts"])
     assert one["width"] * len(one["counts"]) == pytest.approx(48 * 0.0625)
     assert json.dumps(report["tensors"]) == before
