@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 __all__ = ["summarize"]
 
 Report = Mapping[str, Any]
+
+OWN = re.compile(r"'[^']*'|\b\d[\d.,]*(?= ?(?:us|ms|dB|%|x)\b)")
+"""What a reason says of one layer alone: names and measured numbers."""
 
 LISTED = 200
 """Layers named under one reason."""
@@ -103,22 +107,23 @@ def _oldest(report: Report) -> dict[str, str] | None:
     oldest = report.get("oldest_onnxruntime") or {}
     if not oldest.get("version"):
         return None
-    because = oldest["because"][0] if oldest["because"] else ""
-    return _figure(
-        "Opens with", f"ONNX Runtime {oldest['version']}+", f"for {because}" * bool(because)
-    )
+    more = f"for {oldest['because'][0]}" if oldest["because"] else ""
+    return _figure("ONNX Runtime", f"{oldest['version']} or newer", more)
 
 
 def _left_float(layers: Sequence[Report]) -> list[dict[str, Any]]:
-    """Reasons with their layers, the one with the most multiply-adds first."""
+    """Reasons with their layers, the one with the most multiply-adds first.
+
+    Reasons that differ in names and measured numbers alone are one.
+    """
     total = sum(x["macs"] for x in layers) or 1
     by_reason: dict[str, list[Report]] = {}
     for layer in layers:
         if layer["realised"] == "float":
-            by_reason.setdefault(_why_float(layer), []).append(layer)
+            by_reason.setdefault(OWN.sub("…", _why_float(layer)), []).append(layer)
     rows: list[dict[str, Any]] = [
         {
-            "reason": reason,
+            "reason": reason if len({_why_float(x) for x in found}) > 1 else _why_float(found[0]),
             "count": len(found),
             "share": sum(x["macs"] for x in found) / total,
             "layers": [{"origin": x["origin"], "op_type": x["op_type"]} for x in found[:LISTED]],

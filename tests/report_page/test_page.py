@@ -12,6 +12,7 @@ import pytest
 from qcompile.report import CompileReport
 from qcompile.report_page.page import render_card, render_page
 from qcompile.report_page.payload import TENSOR_BYTES, as_script, make_payload
+from qcompile.report_page.summary import summarize
 from qcompile.result import CompileResult
 from tests.report_page.reports import make_report
 
@@ -63,6 +64,15 @@ def test_reasons_for_float_are_told_with_their_layers() -> None:
     page = render_page(report)
     assert "float is as fast here" in page
     assert "asked for int8, executed in float as QuickGelu" in page
+
+
+def test_reasons_that_differ_in_names_and_numbers_are_one() -> None:
+    report = make_report()
+    why = ["its input '/a' is float", "its input '/b' is float", "as fast: 3.1 us against 4 us"]
+    for layer, reason in zip(report["layers"], why, strict=False):
+        layer |= {"requested": "float", "realised": "float", "reason": reason}
+    told = {row["reason"]: row["count"] for row in summarize(report)["left_float"]}
+    assert told == {"its input … is float": 2, why[2]: 1, "float is as fast here": 1}
 
 
 def test_bins_are_joined_until_a_page_is_small() -> None:
