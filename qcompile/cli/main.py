@@ -30,6 +30,7 @@ COMMANDS: dict[str, str] = {
     "verify": "qcompile.cli.verify_command",
     "doctor": "qcompile.cli.doctor_command",
     "completion": "qcompile.cli.completion_command",
+    "diagnose": "qcompile.cli.diagnose_command",
     "demo": "qcompile.cli.demo_command",
 }
 """name -> module with a click command called ``command``; imported only when it runs."""
