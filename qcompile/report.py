@@ -77,6 +77,12 @@ class CompileReport:
             return ""
         return f"opens with ONNX Runtime {oldest['version']} or newer ({oldest['because'][0]})"
 
+    def _cost_lines(self) -> list[str]:
+        costs = self.data["plan"].get("costs")
+        if not costs:
+            return []
+        return [f"    {costs['text']}", *(f"      {text}" for text in costs["differences"])]
+
     def _layer_line(self) -> str:
         layers = [layer for layer in self.layers if layer["macs"] or layer["compute"]]
         done = [layer for layer in layers if layer["realised"] != FLOAT]
@@ -100,6 +106,7 @@ class CompileReport:
         changed = [f"{p['name']} {p['changed']}" for p in data["passes"] if p["changed"]]
         lines.append(f"  passes: {', '.join(changed) or 'nothing to do'}")
         lines.append(f"  plan: {data['plan']['how']}")
+        lines += self._cost_lines()
         for row in data["plan"]["candidates"]:
             lines.append(f"    {row['text']}")
         for output in data["gate"]["outputs"]:

@@ -23,6 +23,7 @@ from qcompile.learned_file import LEARNED, write_learned
 from qcompile.lock import Lock
 from qcompile.oldest_runtime import oldest_runtime
 from qcompile.outcome import settle
+from qcompile.planner.costing import describe_costs
 from qcompile.planner.race import Candidate
 from qcompile.planner.search import Found
 from qcompile.ranges import Ranges
@@ -112,6 +113,7 @@ def write_artifact(
         },
         "plan": {
             "how": found.how,
+            "costs": None if found.costs is None else describe_costs(job, found.costs),
             "candidates": [
                 {"name": c.name, "text": c.text(), "ms": c.ms, "speedup": c.speedup}
                 | {"sqnr_db": c.sqnr_db, "refused": c.refused, "chosen": c.chosen}

@@ -31,6 +31,7 @@ COMMANDS: dict[str, str] = {
     "doctor": "qcompile.cli.doctor_command",
     "completion": "qcompile.cli.completion_command",
     "diagnose": "qcompile.cli.diagnose_command",
+    "profile": "qcompile.cli.profile_command",
     "demo": "qcompile.cli.demo_command",
 }
 """name -> module with a click command called ``command``; imported only when it runs."""

@@ -22,10 +22,12 @@ from qcompile.planner.graph_problem import Latencies
 from qcompile.planner.kernel_times import FormTimes, form_times
 from qcompile.planner.unit_costs import UnitCosts, measure_unit_costs, table_unit_costs
 
-__all__ = ["COSTS_VERSION", "Costs", "LayerCost", "measure_costs", "table_costs"]
+__all__ = ["COSTS_VERSION", "MEASURED", "Costs", "LayerCost", "measure_costs", "table_costs"]
 
 COSTS_VERSION = 1
 MEASURED, TABLE = "measured", "table"
+LOWEST = 0.9
+"""How far below its median a latency is believed to lie."""
 ORIGINAL = "original"
 """The user's own model among the totals."""
 
@@ -176,7 +178,8 @@ class Costs:
         """One line for the report: where the numbers come from."""
         if self.source != MEASURED:
             return "costs: estimated from multiply-adds and bytes, not measured"
-        threads = "default threads" if self.threads is None else f"{self.threads} threads"
+        threads = "default threads" if self.threads is None else f"{self.threads} thread"
+        threads += "s" if (self.threads or 1) > 1 else ""
         cpu = self.machine.get("cpu", "unknown CPU")
         runtime = self.versions.get("onnxruntime", "?")
         return f"costs: measured on {cpu}, {threads}, ONNX Runtime {runtime}"
@@ -240,7 +243,9 @@ def measure_costs(
         progress=lambda share: told(share / 2),
     )
     # what disturbs a machine only ever adds, so the low end is nearest to what an idle one does
-    totals = {"float": clock.models["float"].interval_ms.low * 1e6}
+    known = clock.models["float"].interval_ms
+    # but not where the time was too short for an interval: its low end may be 0 then
+    totals = {"float": max(known.low, LOWEST * known.value) * 1e6}
     for name in clock.models:
         if name != "float":
             # the ratio is paired and so known better than the latency itself
@@ -309,6 +314,7 @@ def table_costs(
     work: Mapping[str, tuple[int, int]],
     elements: Mapping[str, int],
     *,
+    dynamic: Collection[str] = (),
     speedup: float = 3.0,
 ) -> Costs:
     """Costs estimated from work alone, for a target that cannot be measured here.
@@ -316,6 +322,8 @@ def table_costs(
     Args:
         work: origin id -> (multiply-accumulates, elements written).
         elements: tensor name -> elements.
+        dynamic: layers that have a form with scales found at run time; it reads what it quantizes
+            twice, and writes float.
         speedup: how much faster int8 multiply-accumulates are.
     """
     units = table_unit_costs()
@@ -325,6 +333,9 @@ def table_costs(
         layers[origin] = LayerCost(
             float_ns=round(moved + macs * units.mac_ns),
             int_ns=round(moved / 2 + macs * units.mac_ns / speedup),
+            dynamic_ns=round(2 * moved + macs * units.mac_ns / speedup)
+            if origin in dynamic
+            else None,
         )
     return Costs(
         layers=layers,

@@ -8,10 +8,10 @@ from dataclasses import replace
 import numpy as np
 
 from qcompile.build import Builder
-from qcompile.ir.errors import PassError
+from qcompile.ir.errors import OptionError, PassError
 from qcompile.ir.plan import FLOAT, PrecisionPlan
 from qcompile.job import Job
-from qcompile.planner.costing import job_costs
+from qcompile.planner.costing import elsewhere, estimated_costs, job_costs, read_costs
 from qcompile.planner.costs import Costs
 from qcompile.planner.energy import Energy
 from qcompile.planner.gated_session import GatedSession
@@ -76,7 +76,11 @@ class Proposer:
                 LABELS.index(plan[n.origin].precision) if n.origin in plan else 0
                 for n in self.problem.nodes
             ]
-            ns = energy.total_ns(np.array(labels, np.int64))
+            try:
+                ns = energy.total_ns(np.array(labels, np.int64))
+            except OptionError as e:  # the costs know nothing of a form that the candidate has
+                found.append(replace(candidate, refused=candidate.refused or str(e)))
+                continue
             found.append(replace(candidate, ms=ns / 1e6, speedup=base / ns))
         return found
 
@@ -143,14 +147,16 @@ class Proposer:
         return plan.pin(pins, "pinned by the user") if pins else plan
 
     def _costs(self) -> Costs:
-        """From the user's file, else measured on the float, fully int8 and fully dynamic models.
+        """From the user's file; estimated for a device that is not here; else measured.
 
         Raises:
-            OptionError: the file cannot be read.
+            OptionError: the file cannot be read, or is another model's.
         """
         options = self._job.options
         if options.costs is not None:
-            return Costs.from_json(options.costs.read_text(encoding="utf-8"))
+            return read_costs(self._job, options.costs)
+        if elsewhere(self._job):
+            return estimated_costs(self._job, self._race.feeds)
         seconds = COST_SECONDS[options.effort]
         return job_costs(self._job, self._builder, self._race.feeds, budget_s=seconds)
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from qcompile.build import Builder
 from qcompile.ir.plan import INT8, INT8_DYNAMIC, PrecisionPlan
 from qcompile.job import Job
+from qcompile.planner.costing import elsewhere
 from qcompile.planner.costs import Costs
 from qcompile.planner.propose import Proposer
 from qcompile.planner.race import Candidate, Race
@@ -83,8 +84,10 @@ def search(
         candidates.append(race.accuracy(name, plan))
     reporter.advance(0.3, 1.0)
     proposer = Proposer(job, builder, race, start, reporter)
-    # With given costs nothing depends on a clock: the same costs give the same plan.
-    judged = race.time if job.options.costs is None else proposer.predict
+    # With given costs nothing depends on a clock: the same costs give the same plan. And what is
+    # fast on another kind of CPU cannot be timed on this one.
+    by_clock = job.options.costs is None and not elsewhere(job)
+    judged = race.time if by_clock else proposer.predict
     candidates = judged(candidates)
     if job.options.effort != "fast" or not _ordered(candidates, job, strict=True):
         proposed = proposer.propose(candidates, needed_db(job))

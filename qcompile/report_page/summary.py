@@ -58,7 +58,9 @@ def _speed(speed: Report | None) -> list[dict[str, str] | None]:
     tail = f"p99 {_ms(before['p99_ms'])} → {_ms(after['p99_ms'])} ms, {how}"
     found: list[dict[str, str] | None] = []
     if ratio is not None:
-        inside = f"{ratio['low']:.2f} to {ratio['high']:.2f} with 95 % confidence"
+        inside = "timed too briefly for an interval"
+        if ratio["high"] is not None:  # JSON has no infinity
+            inside = f"{ratio['low']:.2f} to {ratio['high']:.2f} with 95 % confidence"
         found.append(_figure("Speed-up", f"{ratio['value']:.2f}×", inside))
     latency = f"{_ms(before['p50_ms'])} → {_ms(after['p50_ms'])} ms"
     found.append(_figure("Latency, median", latency, tail))
