@@ -22,6 +22,9 @@ TOGETHER = 192 * 2**20
 PASSES = 6
 """Most runs; of a model whose tensors need more, evenly spread layers are measured."""
 
+LARGE = 512 * 2**20
+"""Bytes of weights from which there is one run: each writes both models to disk."""
+
 FEEDS = 2
 
 
@@ -42,7 +45,8 @@ def layer_errors(job: Job, portable: oir.Model, tensors: Sequence[str]) -> dict[
         model, names, feeds[0], job.work / "sizes.onnx", custom_ops=job.options.custom_ops
     )
     found: dict[str, float | None] = {}
-    for group in _groups(names, sizes):
+    weights = sum(t.nbytes for v in model.graph.initializers.values() if (t := v.const_value))
+    for group in _groups(names, sizes, 1 if weights > LARGE else PASSES):
         found |= _group(job, portable, group, feeds)
     return found
 
@@ -57,12 +61,12 @@ def _floats(model: oir.Model, names: Sequence[str]) -> list[str]:
     return [name for name in dict.fromkeys(names) if name in made]
 
 
-def _groups(names: Sequence[str], sizes: dict[str, int]) -> list[list[str]]:
+def _groups(names: Sequence[str], sizes: dict[str, int], passes: int) -> list[list[str]]:
     """Tensors that are taken out together, in graph order."""
     able = [n for n in names if sizes[n] <= TOGETHER]
     total = sum(sizes[n] for n in able)
-    if total > PASSES * TOGETHER:
-        able = able[:: -(-total // (PASSES * TOGETHER))]
+    if total > passes * TOGETHER:
+        able = able[:: -(-total // (passes * TOGETHER))]
     groups: list[list[str]] = [[]]
     filled = 0
     for name in able:

@@ -8,6 +8,7 @@ strip, so the rows are folded into columns at places where few edges cross. Noth
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -28,7 +29,7 @@ GUTTER = 60.0
 ASPECT = 1.4
 """Width to height that the folded drawing aims at."""
 
-LEAST_ROWS = 6
+LEAST_ROWS, MOST_COLUMNS = 6, 64
 
 Edge = tuple[int, int]
 Point = tuple[float, float]
@@ -114,14 +115,34 @@ def _rows(count: int, edges: Sequence[Edge]) -> _Rows:
     return rows
 
 
-def _breaks(rows: _Rows, height: float, width: float) -> list[int]:
-    """First rows of the columns: as many as give the drawing its aspect, cut where few edges cross."""
+def _columns(rows: _Rows, high: Sequence[float], reach: Sequence[Point]) -> list[int]:
+    """First rows of the columns: as many columns as bring the drawing nearest to its aspect.
+
+    Args:
+        rows: what stands in each row.
+        high: height of each row.
+        reach: left and right end of each row.
+    """
     total = len(rows.items)
-    columns = max(1, round((ASPECT * height / max(width, 1.0)) ** 0.5))
-    columns = min(columns, max(1, total // LEAST_ROWS))
     crossing = [0] * total
     for a, _ in rows.links:
         crossing[rows.row[a]] += 1
+    best, least = [0], math.inf
+    for columns in range(1, min(MOST_COLUMNS, max(1, total // LEAST_ROWS)) + 1):
+        starts = _breaks(total, columns, crossing)
+        width, height = 0.0, 0.0
+        for start, end in pairwise([*starts, total]):
+            inside = reach[start:end]
+            width += max(far for _, far in inside) - min(low for low, _ in inside) + GUTTER
+            height = max(height, sum(high[start:end]) + GAP_Y * (end - start))
+        off = abs(math.log(width / height / ASPECT))
+        if off < least:
+            best, least = starts, off
+    return best
+
+
+def _breaks(total: int, columns: int, crossing: Sequence[int]) -> list[int]:
+    """Cuts into about equal columns, each where few edges cross."""
     each = total / columns
     starts = [0]
     for k in range(1, columns):
@@ -141,20 +162,18 @@ def _fold(
     places: Sequence[float],
 ) -> Layout:
     high = [max([sizes[i][1] for i in line if i < rows.count], default=8.0) for line in rows.items]
-    spread = [
-        max(places[i] + widths[i] / 2 for i in line) - min(places[i] - widths[i] / 2 for i in line)
+    reach = [
+        (min(places[i] - widths[i] / 2 for i in line), max(places[i] + widths[i] / 2 for i in line))
         for line in rows.items
     ]
-    typical = sorted(spread)[len(spread) * 3 // 4] + GUTTER
-    starts = _breaks(rows, sum(high) + GAP_Y * len(high), typical)
+    starts = _columns(rows, high, reach)
     ends = [*starts[1:], len(rows.items)]
     shift, centre_y = [0.0] * len(rows.items), [0.0] * len(rows.items)
     column = [0] * len(rows.items)
     left, height, gutters = 0.0, 0.0, []
     for index, (start, end) in enumerate(zip(starts, ends, strict=True)):
-        lines = rows.items[start:end]
-        low = min(places[i] - widths[i] / 2 for line in lines for i in line)
-        far = max(places[i] + widths[i] / 2 for line in lines for i in line)
+        low = min(low for low, _ in reach[start:end])
+        far = max(far for _, far in reach[start:end])
         y = 0.0
         for level in range(start, end):
             shift[level], column[level] = left - low, index
