@@ -41,18 +41,25 @@ class Stepper:
         threads: int | None = None,
         custom_ops: Any = None,
     ) -> None:
-        proto = oir.to_proto(model)
-        self._proto, self._threads, self._custom_ops = proto, threads, custom_ops
-        self.nodes: list[onnx.NodeProto] = list(proto.graph.node)
+        self._threads, self._custom_ops = threads, custom_ops
+        self._opsets = [helper.make_opsetid(k, v) for k, v in model.opset_imports.items()]
+        self._ir_version = model.ir_version
+        self._functions = [oir.to_proto(function) for function in model.functions.values()]
+        self.nodes: list[onnx.NodeProto] = [oir.to_proto(node) for node in model.graph]
         self.position = 0
-        self._constants = {t.name: t for t in proto.graph.initializer}
-        inputs = {value.name for value in proto.graph.input}
+        # Weights stay where they lie (mapped files) until the nodes run that read them.
+        self._constants: dict[str, oir.TensorProtocol | Array] = {
+            name: value.const_value
+            for name, value in model.graph.initializers.items()
+            if value.const_value is not None
+        }
+        inputs = {value.name for value in model.graph.inputs}
         self.live = [{k: v for k, v in feed.items() if k in inputs} for feed in feeds]
         self._last: dict[str, int] = {}
         for i, node in enumerate(self.nodes):
             self._last.update(dict.fromkeys(_reads(node), i))
-        for value in proto.graph.output:
-            self._last[value.name] = len(self.nodes)
+        for value in model.graph.outputs:
+            self._last[value.name or ""] = len(self.nodes)
 
     def run_to(self, stop: int) -> None:
         """Run the nodes before ``stop`` that have not run.
@@ -72,16 +79,16 @@ class Stepper:
 
     def _run(self, part: Sequence[onnx.NodeProto], made: set[str], kept: Sequence[str]) -> None:
         read = list(dict.fromkeys(name for node in part for name in _reads(node)))
-        constants = [self._constants[n] for n in read if n in self._constants]
+        constants = [_stored(n, self._constants[n]) for n in read if n in self._constants]
         given = [n for n in read if n not in made and n in self.live[0]]
         inputs = [_described(name, self.live[0][name]) for name in given]
         outputs = [onnx.ValueInfoProto(name=name) for name in kept]
         graph = helper.make_graph(part, "part", inputs, outputs, constants)
         model = helper.make_model(
             graph,
-            opset_imports=self._proto.opset_import,
-            ir_version=self._proto.ir_version,
-            functions=list(self._proto.functions),
+            opset_imports=self._opsets,
+            ir_version=self._ir_version,
+            functions=self._functions,
         )
         try:
             session = open_session(
@@ -115,12 +122,18 @@ class Stepper:
             while len(node.input) <= at:
                 node.input.append("")
             node.input[at] = name
-            self._constants[name] = numpy_helper.from_array(np.ascontiguousarray(array), name)
+            self._constants[name] = array
         self.nodes[index] = node
         self.run_to(index + 1)
         if shift is not None:
             for values in self.live:
                 values[node.output[0]] = values[node.output[0]] + shift
+
+    def replace_constant(self, name: str, array: Array) -> None:
+        """Let all nodes that have not run read ``array`` as the initializer ``name``."""
+        if name not in self._constants:
+            raise CalibrationError(f"'{name}' is no initializer of the model")
+        self._constants[name] = array
 
     def drop_last(self) -> None:
         """Give up the last sample."""
@@ -129,6 +142,11 @@ class Stepper:
     def held_bytes(self) -> int:
         """Of the arrays that are alive."""
         return sum(a.nbytes for values in self.live for a in values.values())
+
+
+def _stored(name: str, tensor: oir.TensorProtocol | Array) -> onnx.TensorProto:
+    array = tensor if isinstance(tensor, np.ndarray) else tensor.numpy()
+    return numpy_helper.from_array(np.asarray(array, order="C"), name)
 
 
 def _reads(node: onnx.NodeProto) -> Iterator[str]:

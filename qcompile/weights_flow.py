@@ -18,6 +18,7 @@ import onnx_ir as oir
 from qcompile.artifact import LOCK, new_artifact
 from qcompile.backends.ort import open_session
 from qcompile.backends.ort_nbits import Stored, lower_weights
+from qcompile.checkpoint import Checkpoint
 from qcompile.data.text import token_input
 from qcompile.gate import judge
 from qcompile.ir.graph import drop_unused
@@ -35,7 +36,7 @@ from qcompile.round_weights import Rounded, round_matrices
 from qcompile.scores import Metric
 from qcompile.units import Drop
 from qcompile.verdict import GateResult
-from qcompile.weights_plan import MatrixChoice, choose_matrices, follow_plan
+from qcompile.weights_plan import MatrixChoice, as_plan, choose_matrices, follow_plan
 from qcompile.weights_write import write_weights
 
 __all__ = ["Compressed", "compile_weights"]
@@ -98,7 +99,9 @@ def compile_weights(
     if algorithm == "auto":
         algorithm = "rtn" if job.data.random or form.codebook else "gptq"
     with stages("round weights"):
-        rounded = round_matrices(job, choices, algorithm, stages.reporter.advance)
+        kept = None if lock is not None or keep is not None else _progress(output)
+        checkpoint = Checkpoint(kept, {**key, "plan": as_plan(choices).to_json()})
+        rounded = round_matrices(job, choices, algorithm, stages.reporter.advance, checkpoint)
     with stages("lower"):
         path = job.work / "weights.onnx"
         model = lower(job.prepared.model, {k: r.weight for k, r in rounded.items()}, form)
@@ -112,7 +115,13 @@ def compile_weights(
         report, code = write_weights(folder, job, made, key, stages.seconds, output)
         if lock is not None:
             lock.check_outputs(report.data["hashes"], options.lock or Path(LOCK))
+    checkpoint.remove()
     return CompileResult(report, output, code, keep=keep)
+
+
+def _progress(output: Path) -> Path:
+    """Where matrices that are done lie until the artifact is written."""
+    return output.resolve().with_name(f".{output.name}.progress")
 
 
 def lower(model: oir.Model, weights: Mapping[str, Stored], form: WeightForm) -> oir.Model:

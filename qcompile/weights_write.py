@@ -163,6 +163,8 @@ def _matrices(made: Compressed) -> list[dict[str, Any]]:
                 "symmetric": None if spec is None else spec.symmetric,
                 "algorithm": None if found is None else found.how,
                 "sqnr_db": None if found is None else found.sqnr_db,
+                "error": None if found is None else found.error,
+                "damping": None if found is None else found.damping,
                 "note": choice.reason if found is None or not found.note else found.note,
             }
         )

@@ -1,0 +1,137 @@
+"""Rounds matrices in the order in which the model reads them, each with what its layer really reads.
+
+All samples run side by side, a few nodes at a time. Before a layer runs, the second moments of its input
+are summed; its matrix is rounded; everything behind it then reads what the integers make of the samples.
+Weights lie in their mapped file until their layer's turn, so memory holds one layer and the samples'
+activations. Each matrix can be stored when it is done, so that a compile that was killed goes on from
+there: the second moments depend on integers alone that were stored, so the bytes are the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as oir
+
+from qcompile.checkpoint import Checkpoint
+from qcompile.data.inputs import Feed
+from qcompile.ir.matrices import Matrix
+from qcompile.stepper import Stepper
+
+__all__ = ["Group", "groups_of", "stream"]
+
+Array = npt.NDArray[np.float64]
+
+ROWS = 4096
+"""Rows of inputs that are multiplied at once."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Matrices that multiply one and the same tensor (query, key and value).
+
+    Attributes:
+        tensor: its name.
+        position: of the first node that reads it with one of the matrices.
+        matrices: in the graph's order.
+    """
+
+    tensor: str
+    position: int
+    matrices: tuple[Matrix, ...]
+
+
+def groups_of(model: oir.Model, matrices: Sequence[Matrix]) -> list[Group]:
+    """Matrices with a single product and a direct weight, by what they multiply, in order."""
+    order = {node: i for i, node in enumerate(model.graph)}
+    found: dict[str, list[Matrix]] = {}
+    for matrix in matrices:
+        use = matrix.uses[0]
+        value = use.node.inputs[0]
+        if len(matrix.uses) == 1 and not use.path and use.op_type != "Gather" and value is not None:
+            found.setdefault(value.name or "", []).append(matrix)
+    rows = [
+        Group(tensor, min(order[m.uses[0].node] for m in members), tuple(members))
+        for tensor, members in found.items()
+    ]
+    return sorted(rows, key=lambda g: g.position)
+
+
+def stream(
+    model: oir.Model,
+    feeds: Sequence[Feed],
+    groups: Sequence[Group],
+    already: dict[str, npt.NDArray[np.float32]],
+    act: Callable[[Matrix, Callable[[], Array]], npt.NDArray[np.float32]],
+    checkpoint: Checkpoint,
+    *,
+    threads: int | None = None,
+    custom_ops: object = None,
+    advance: Callable[[float, float | None], None] = lambda done, total: None,
+) -> None:
+    """Visit each group; behind it the samples are what the new weights make of them.
+
+    Args:
+        model: prepared float model.
+        feeds: samples.
+        groups: in the graph's order.
+        already: matrices that were rounded without data, (out, in), by initializer name.
+        act: matrix, and a function for the second moments of its input -> its new values (out, in).
+        checkpoint: told when a group is done.
+        threads: inside operators.
+        custom_ops: library with custom operators.
+        advance: told how many groups are done.
+    """
+    stepper = Stepper(model, feeds, threads=threads, custom_ops=custom_ops)
+    values = model.graph.initializers
+
+    def put(matrix: Matrix, array: npt.NDArray[np.float32]) -> None:
+        stepper.replace_constant(matrix.name, array.T if matrix.turned else array)
+
+    for name, array in already.items():
+        turned = values[name].const_value
+        assert turned is not None
+        same = tuple(int(d) for d in turned.shape.numpy()) == array.shape
+        stepper.replace_constant(name, array if same else array.T)
+    for i, group in enumerate(groups):
+        stepper.run_to(group.position)
+        known: list[Array] = []
+
+        def moments(group: Group = group, known: list[Array] = known) -> Array:
+            if not known:
+                known.append(second_moments(live[group.tensor] for live in stepper.live))
+            return known[0]
+
+        for matrix in group.matrices:
+            put(matrix, act(matrix, moments))
+        checkpoint.flush()
+        advance(i + 1, len(groups))
+
+
+def second_moments(arrays: Iterator[npt.NDArray[Any]]) -> Array:
+    """(in, in): the mean of ``x x^T`` over all rows, summed in float64 over runs of float32 products."""
+    total: Array | None = None
+    count = 0
+    pending: list[npt.NDArray[np.float32]] = []
+
+    def take() -> None:
+        nonlocal total, count
+        rows = np.concatenate(pending)
+        pending.clear()
+        product = (rows.T @ rows).astype(np.float64)
+        total = product if total is None else total + product
+        count += len(rows)
+
+    for array in arrays:
+        pending.append(np.asarray(array, np.float32).reshape(-1, array.shape[-1]))
+        if sum(map(len, pending)) >= ROWS:
+            take()
+    if pending:
+        take()
+    if total is None:
+        raise ValueError("no samples")
+    return total / max(1, count)
