@@ -33,8 +33,8 @@ from qcompile.backends.trt import build_engine
 from qcompile.backends.trt_layers import realised_precision
 from qcompile.backends.trt_library import need_library
 from qcompile.compare import OutputComparison, compare_outputs
-from qcompile.engine_check import shape_profile
 from qcompile.ir.errors import QCompileError
+from qcompile.profiles import shape_profile
 
 HERE = Path(__file__).resolve().parent
 CAPABILITIES = ("SM80", "SM86", "SM89", "SM120")

@@ -20,7 +20,7 @@ from qcompile.ir.graph import origin
 from qcompile.ir.plan import FLOAT, FP8, INT8, PrecisionPlan
 from qcompile.ir.target import Target
 
-__all__ = ["EngineCheck", "check_engine", "shape_profile"]
+__all__ = ["EngineCheck", "check_engine"]
 
 
 @dataclass(frozen=True)
@@ -42,17 +42,6 @@ class EngineCheck:
     executed_as: Mapping[str, list[str]]
     reasons: Mapping[str, str]
     note: str
-
-
-def shape_profile(feeds: list[Mapping[str, tuple[int, ...]]]) -> Profile:
-    """Least, typical (most frequent) and largest shape of every input over the samples."""
-    found: dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]] = {}
-    for name in feeds[0] if feeds else ():
-        shapes = [feed[name] for feed in feeds]
-        low = tuple(min(dims) for dims in zip(*shapes, strict=True))
-        high = tuple(max(dims) for dims in zip(*shapes, strict=True))
-        found[name] = (low, max(shapes, key=shapes.count), high)
-    return found
 
 
 def check_engine(

@@ -65,6 +65,7 @@ class Options:
         custom_ops: a library with custom operators.
         fix_weights: take weights that are also graph inputs (overridable defaults) as constants.
         rest: type of what stays float, "fp16", "bf16" or "fp32"; None = as the target has it.
+        shapes: inputs of an engine, "NAME=MIN:OPT:MAX"; () = those of the samples.
         opset: pin the default-domain opset of the result.
         min_ort: oldest ONNX Runtime that must open the result ("1.17").
         costs: a costs.json to use instead of measuring.
@@ -115,6 +116,7 @@ class Options:
     custom_ops: Path | None = None
     fix_weights: bool = False
     rest: str | None = None
+    shapes: tuple[str, ...] = ()
     opset: int | None = None
     min_ort: str | None = None
     costs: Path | None = None
@@ -138,7 +140,7 @@ class Options:
 
 NAMES = tuple(f.name for f in fields(Options))
 _PATHS = ("ranges", "labels", "output", "custom_ops", "costs", "lock", "tokenizer")
-_LISTS = ("state", "keep_float", "disable", "require")
+_LISTS = ("state", "shapes", "keep_float", "disable", "require")
 _READERS: dict[str, Callable[[str], object]] = {
     "max_drop": parse_drop,
     "max_latency": lambda t: parse_milliseconds(t, "--max-latency"),

@@ -19,7 +19,7 @@ from qcompile.artifact import LOCK, new_artifact
 from qcompile.backends.ort import AS_WRITTEN, CPU, gpu_provider
 from qcompile.backends.trt import Profile
 from qcompile.build import Build, Builder
-from qcompile.engine_check import EngineCheck, check_engine, shape_profile
+from qcompile.engine_check import EngineCheck, check_engine
 from qcompile.float_peaks import float_peaks
 from qcompile.gate import judge
 from qcompile.ir.affine import TensorRange
@@ -34,6 +34,7 @@ from qcompile.planner.race import Race
 from qcompile.planner.search import needed_db
 from qcompile.portable_build import PortableBuilder, portable_passes
 from qcompile.portable_write import write_portable
+from qcompile.profiles import asked_shapes, shape_profile
 from qcompile.range_choice import choose_ranges
 from qcompile.ranges import Ranges
 from qcompile.reporter import Reporter
@@ -85,6 +86,7 @@ def compile_portable(
 ) -> CompileResult:
     """Plan for accuracy, check legality as far as it goes, write the artifact for the device."""
     target = job.prepared.target
+    asked = asked_shapes(job.options.shapes, job.prepared.inputs)
     rest = target.rests[0]
     peaks: dict[str, TensorRange] = {}
     if rest == "fp16" and lock is None:
@@ -116,7 +118,8 @@ def compile_portable(
         ranges = replace(ranges, chosen=builder.known_ranges())
     with stages("check engine"):
         feeds = [*job.data.calibration, *job.data.held]
-        profile = shape_profile([{k: v.shape for k, v in feed.items()} for feed in feeds])
+        seen = shape_profile([{k: v.shape for k, v in feed.items()} for feed in feeds])
+        profile = {**seen, **asked}
         engine = _engine_of(job, build, profile)
     with stages("gate"):
         gate = _judge(job, build.path, engine)

@@ -14,7 +14,7 @@ import onnx
 import pytest
 
 import qcompile
-from qcompile.engine_check import EngineCheck, shape_profile
+from qcompile.engine_check import EngineCheck
 from qcompile.ir.errors import TargetError
 from qcompile.ir.plan import FLOAT, INT8, LayerChoice, PrecisionPlan
 from qcompile.planner.by_groups import accurate_plan
@@ -122,11 +122,6 @@ def test_the_same_lock_gives_the_same_bytes(
         threads=1,
     )
     assert again.report.data["hashes"] == result.report.data["hashes"]
-
-
-def test_profiles_span_the_shapes_of_the_samples() -> None:
-    shapes = [{"x": (1, 3, 32)}, {"x": (1, 3, 64)}, {"x": (1, 3, 64)}, {"x": (1, 3, 96)}]
-    assert shape_profile(shapes) == {"x": ((1, 3, 32), (1, 3, 64), (1, 3, 96))}
 
 
 def test_the_groups_that_hurt_most_leave_first() -> None:

@@ -93,6 +93,11 @@ __all__ = ["command"]
     type=click.Choice(["fp16", "bf16", "fp32"]),
     help="Type of what stays float [the target's].",
 )
+@click.option(
+    "--shapes",
+    multiple=True,
+    help="Shapes of an engine's input: NAME=MIN:OPT:MAX, each like 1x3x640x640 [the samples']; repeatable.",
+)
 @click.option("--opset", type=int, help="Pin the default-domain opset of the result.")
 @click.option("--min-ort", help="Oldest ONNX Runtime that must open the result, for example 1.17.")
 @click.option("--costs", help="Use this costs.json instead of measuring.")

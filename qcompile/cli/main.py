@@ -32,6 +32,7 @@ COMMANDS: dict[str, str] = {
     "completion": "qcompile.cli.completion_command",
     "diagnose": "qcompile.cli.diagnose_command",
     "profile": "qcompile.cli.profile_command",
+    "engine": "qcompile.cli.engine_command",
     "demo": "qcompile.cli.demo_command",
 }
 """name -> module with a click command called ``command``; imported only when it runs."""

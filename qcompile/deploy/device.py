@@ -1,17 +1,21 @@
 """Finish this artifact on the device: build, verify, time. Needs Python 3.8+, numpy and tensorrt.
 
 usage: device.py [--float FLOAT.onnx] [--fp16 FP16.onnx] [--seconds N] [--json device.json]
-                 [--workspace MIB] [--min-sqnr DB]
+                 [--workspace MIB] [--min-sqnr DB] [--cache FOLDER]
+                 [--refit] [--sparsity] [--version-compatible]
 
 Builds an engine of ../model.qdq.onnx, runs the stored samples, compares with what ONNX Runtime
 computed from the same graph, times it beside engines of the float and the half-precision model where
 they are given (or lie here as float.onnx and fp16.onnx), and writes the verdict of this device.
+Engines and timings are kept in --cache (by default engines/ here) and used again for equal models,
+library, GPU and flags.
 Exit code: 0 delivered, 3 not delivered, 4 no TensorRT or no GPU.
 """
 
 import argparse
 import ctypes
 import ctypes.util
+import hashlib
 import json
 import platform
 import sys
@@ -58,10 +62,27 @@ class Cuda:
                 continue
         if self.api is None:
             raise OSError("the CUDA runtime (libcudart) was not found")
+        pointer = ctypes.c_void_p
+        self.api.cudaMemcpy.argtypes = [pointer, pointer, ctypes.c_size_t, ctypes.c_int]
         count = ctypes.c_int(0)
         self.check(self.api.cudaGetDeviceCount(ctypes.byref(count)), "cudaGetDeviceCount")
         if count.value < 1:
             raise OSError("there is no GPU")
+
+    def describe(self) -> str:
+        """The GPU's name and compute capability: engines hold for these alone."""
+        parts = []
+        for attribute in (75, 76):  # cudaDevAttrComputeCapabilityMajor, ...Minor
+            value = ctypes.c_int(0)
+            code = self.api.cudaDeviceGetAttribute(ctypes.byref(value), attribute, 0)
+            self.check(code, "cudaDeviceGetAttribute")
+            parts.append(str(value.value))
+        properties = ctypes.create_string_buffer(4096)  # begins with char name[256]
+        find = getattr(self.api, "cudaGetDeviceProperties_v2", None)
+        find = find or self.api.cudaGetDeviceProperties
+        self.check(find(properties, 0), "cudaGetDeviceProperties")
+        name = properties.raw[:256].split(b"\0", 1)[0].decode(errors="replace")
+        return "%s, compute capability %s" % (name, ".".join(parts))
 
     def check(self, code: int, what: str) -> None:
         """Raise where a call failed."""
@@ -81,15 +102,7 @@ class Cuda:
 
     def copy(self, to: int, source: int, size: int, kind: int) -> None:
         """Copy bytes; kind 1 is to the device, 2 from it."""
-        self.check(
-            self.api.cudaMemcpy(
-                ctypes.c_void_p(to),
-                ctypes.c_void_p(source),
-                ctypes.c_size_t(size),
-                ctypes.c_int(kind),
-            ),
-            "cudaMemcpy",
-        )
+        self.check(self.api.cudaMemcpy(to, source, size, kind), "cudaMemcpy")
 
     def stream(self) -> int:
         """A new stream."""
@@ -110,7 +123,48 @@ def samples(name: str) -> List[Dict[str, Any]]:
         return [{n: stored["%d_%d" % (i, j)] for j, n in enumerate(names)} for i in range(count)]
 
 
-def build(trt: Any, path: str, shapes: Dict[str, List[List[int]]], workspace: int) -> Any:
+FLAGS = {"refit": "REFIT", "sparsity": "SPARSE_WEIGHTS", "version_compatible": "VERSION_COMPATIBLE"}
+"""Our option -> TensorRT's builder flag."""
+
+
+def cache_key(trt: Any, path: str, shapes: Any, args: Any, gpu: str) -> str:
+    """Changes with anything that an engine depends on: model, library, GPU, shapes, flags.
+
+    The bytes of an engine differ from build to build, so what goes in is hashed, never what came out.
+    """
+    digest = hashlib.sha256()
+    for part in sorted(Path(path).parent.glob(Path(path).name + "*")):
+        digest.update(part.read_bytes())  # external data lie beside the model
+    asked = {name: getattr(args, name) for name in sorted(FLAGS)}
+    asked["workspace"] = args.workspace
+    text = [trt.__name__, str(trt.__version__), gpu, shapes, asked]
+    digest.update(json.dumps(text, sort_keys=True).encode())
+    return digest.hexdigest()[:32]
+
+
+def built(trt: Any, path: str, shapes: Dict[str, List[List[int]]], args: Any, gpu: str) -> Any:
+    """An engine from the cache, else one that is built and put there."""
+    folder = Path(args.cache)
+    place = folder / (cache_key(trt, path, shapes, args, gpu) + ".engine")
+    runtime = trt.Runtime(trt.Logger(trt.Logger.WARNING))
+    if args.version_compatible and hasattr(runtime, "engine_host_code_allowed"):
+        runtime.engine_host_code_allowed = True
+    if place.is_file():
+        data = place.read_bytes()
+        engine = runtime.deserialize_cuda_engine(data)
+        if engine is not None:
+            print("%s: engine from the cache" % Path(path).name)
+            return runtime, engine, data
+    data = build(trt, path, shapes, args)
+    folder.mkdir(parents=True, exist_ok=True)
+    place.write_bytes(data)
+    engine = runtime.deserialize_cuda_engine(data)
+    if engine is None:
+        raise RuntimeError("TensorRT cannot open the engine that it built of %s" % path)
+    return runtime, engine, data
+
+
+def build(trt: Any, path: str, shapes: Dict[str, List[List[int]]], args: Any) -> bytes:
     """An engine of an ONNX file for this GPU, strongly typed: the graph says every precision."""
     logger = trt.Logger(trt.Logger.WARNING)
     builder = trt.Builder(logger)
@@ -121,14 +175,28 @@ def build(trt: Any, path: str, shapes: Dict[str, List[List[int]]], workspace: in
         raise RuntimeError("TensorRT cannot parse %s: %s" % (path, "; ".join(errors)))
     config = builder.create_builder_config()
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
-    if workspace:
-        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, workspace << 20)
+    if args.workspace:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, args.workspace << 20)
+    for name, flag in FLAGS.items():
+        if not getattr(args, name):
+            continue
+        if not hasattr(trt.BuilderFlag, flag):
+            raise RuntimeError("--%s: this TensorRT has no %s" % (name.replace("_", "-"), flag))
+        config.set_flag(getattr(trt.BuilderFlag, flag))
+    timings = Path(args.cache) / "timings.cache"
+    timing = None
+    if hasattr(config, "create_timing_cache"):
+        timing = config.create_timing_cache(timings.read_bytes() if timings.is_file() else b"")
+        # False: timings of another GPU or version are not taken
+        config.set_timing_cache(timing, False)
     profile = builder.create_optimization_profile()
     dynamic = False
     for i in range(network.num_inputs):
         tensor = network.get_input(i)
         if any(d < 0 for d in tensor.shape):
             dynamic = True
+            if tensor.name not in shapes:
+                raise RuntimeError("input %s is dynamic and has no shapes" % tensor.name)
             low, typical, high = (tuple(s) for s in shapes[tensor.name])
             profile.set_shape(tensor.name, low, typical, high)
     if dynamic:
@@ -136,9 +204,10 @@ def build(trt: Any, path: str, shapes: Dict[str, List[List[int]]], workspace: in
     plan = builder.build_serialized_network(network, config)
     if plan is None:
         raise RuntimeError("TensorRT cannot build %s; its messages are above" % path)
-    data = bytes(plan)
-    runtime = trt.Runtime(logger)
-    return runtime, runtime.deserialize_cuda_engine(data), data
+    if timing is not None:
+        timings.parent.mkdir(parents=True, exist_ok=True)
+        timings.write_bytes(bytes(config.get_timing_cache().serialize()))
+    return bytes(plan)
 
 
 class Engine:
@@ -242,7 +311,8 @@ def realised(trt: Any, engine: Any) -> Dict[str, int]:
         if not isinstance(layer, dict):
             continue
         kinds = {str(t.get("Format/Datatype", "")) for t in layer.get("Inputs", [])}
-        kind = "int8" if any("Int8" in k or "INT8" in k for k in kinds) else "other"
+        words = " ".join(kinds).lower()
+        kind = "int8" if "int8" in words else "fp8" if "fp8" in words else "other"
         counts[kind] = counts.get(kind, 0) + 1
     return counts
 
@@ -252,23 +322,25 @@ def finish(args: Any, trt: Any, cuda: Cuda) -> int:
     spec = json.loads((HERE / "device_spec.json").read_text(encoding="utf-8"))
     feeds, stored, exact = (samples(n + ".npz") for n in ("sample_in", "sample_out", "float_out"))
     limit = spec["min_sqnr"] if args.min_sqnr is None else args.min_sqnr
-    built = build(trt, str(MODEL), spec["shapes"], args.workspace)
-    (HERE.parent / "model.engine").write_bytes(built[2])
-    engines = {"int8": Engine(trt, cuda, built)}
-    outputs = [engines["int8"].run(feed) for feed in feeds]
+    gpu, own = cuda.describe(), spec["precision"]
+    made = built(trt, str(MODEL), spec["shapes"], args, gpu)
+    (HERE.parent / "model.engine").write_bytes(made[2])
+    engines = {own: Engine(trt, cuda, made)}
+    outputs = [engines[own].run(feed) for feed in feeds]
     agreement, accuracy = sqnr(stored, outputs), sqnr(exact, outputs)
     print("agrees with the Q/DQ graph in ONNX Runtime to %.1f dB" % agreement)
     print("agrees with the float model to %.1f dB (%.1f dB needed)" % (accuracy, limit))
-    for name, path in (("fp16", args.fp16), ("float", args.original)):
-        if Path(path).is_file():
-            engines[name] = Engine(trt, cuda, build(trt, path, spec["shapes"], args.workspace))
+    others = {"fp16": args.fp16, "bf16": str(HERE / "bf16.onnx"), "float": args.original}
+    for name, path in others.items():
+        if name != own and Path(path).is_file():
+            engines[name] = Engine(trt, cuda, built(trt, path, spec["shapes"], args, gpu))
     for engine in engines.values():
         engine.feed(feeds[0])
     times = interleaved(engines, args.seconds)
     for name, ms in times.items():
         print("%s: %.3f ms p50" % (name, ms))
-    base = "fp16" if "fp16" in times else "float" if "float" in times else ""
-    ratio = times[base] / times["int8"] if base else None
+    base = next((name for name in others if name in times and name != own), "")
+    ratio = times[base] / times[own] if base else None
     good = accuracy >= limit and (ratio is None or ratio >= spec["min_speedup"])
     word = "not delivered" if not good else "delivered" if base else "not measured"
     verdict = {
@@ -279,10 +351,11 @@ def finish(args: Any, trt: Any, cuda: Cuda) -> int:
         "p50_ms": times,
         "speedup": ratio,
         "baseline": base,
-        "kernels": realised(trt, engines["int8"].engine),
+        "kernels": realised(trt, engines[own].engine),
         "tensorrt": str(trt.__version__),
         "library": trt.__name__,
         "machine": platform.machine(),
+        "gpu": gpu,
         "model": spec["model"],
     }
     Path(args.result).write_text(json.dumps(verdict, indent=1) + "\n", encoding="utf-8")
@@ -301,6 +374,10 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=5.0)
     parser.add_argument("--workspace", type=int, default=0, help="MiB; 0 leaves TensorRT's choice")
     parser.add_argument("--min-sqnr", type=float, default=None)
+    parser.add_argument("--cache", default=str(HERE / "engines"), help="folder of engines")
+    parser.add_argument("--refit", action="store_true", help="weights can be replaced later")
+    parser.add_argument("--sparsity", action="store_true", help="use 2:4 sparse kernels")
+    parser.add_argument("--version-compatible", action="store_true", help="for later TensorRT too")
     parser.add_argument("--json", dest="result", default="device.json")
     args = parser.parse_args()
     trt = library()
