@@ -10,10 +10,10 @@ from qcompile.backends.ort import open_session
 from qcompile.backends.trt import build_engine
 from qcompile.backends.trt_library import find_library
 from qcompile.data.inputs import input_specs, random_feeds
-from qcompile.engine_check import shape_profile
 from qcompile.ir.errors import QCompileError
 from qcompile.ir.load import load_model
 from qcompile.ir.target import Target
+from qcompile.profiles import shape_profile
 
 __all__ = ["Against", "hold_against"]
 
