@@ -14,7 +14,7 @@ from qcompile.ir.affine import TensorRange, solve
 from qcompile.ir.errors import CalibrationError
 from qcompile.ir.spec import QuantSpec
 
-__all__ = ["MOVING", "SETTLES_FROM", "Calibration", "Convergence", "converge"]
+__all__ = ["MOVING", "SETTLES_FROM", "Calibration", "Convergence", "converge", "relative_move"]
 
 MOVING = 0.05
 """A range moves when an end differs from its final place by more than this share of the width."""
@@ -171,7 +171,7 @@ def converge(
     methods = {name: limits.method for name, limits in final.items()}
     for count, stores in earlier.items():
         before = fit_ranges(stores, methods, spec)
-        moved[count] = {name: _move(before[name], final[name]) for name in final}
+        moved[count] = {name: relative_move(before[name], final[name]) for name in final}
     # The last quarter decides: with three quarters of the data, was the range already there?
     late = [n for n in moved if calibration.samples * 0.6 <= n <= calibration.samples * 0.8]
     moving: dict[str, float] = {}
@@ -188,7 +188,8 @@ def converge(
     return Convergence(enough, tuple(sorted(moving, key=lambda n: -moving[n])), clipped)
 
 
-def _move(before: TensorRange, after: TensorRange) -> float:
+def relative_move(before: TensorRange, after: TensorRange) -> float:
+    """How far an end went, as a share of the width; both ranges include zero."""
     low, high = min(float(after.low), 0.0), max(float(after.high), 0.0)
     if high == low:
         return 0.0 if float(before.low) == float(before.high) else 1.0

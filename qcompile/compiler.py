@@ -6,6 +6,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from qcompile.range_choice import choose_ranges
 from qcompile.ranges import find_ranges
 from qcompile.reporter import Reporter, Silent
 from qcompile.result import CompileResult
+from qcompile.retrain import carried_options, open_base
 from qcompile.reuse import fingerprint, locked, up_to_date
 from qcompile.runnable import keep_runnable
 from qcompile.state import with_state
@@ -77,6 +79,7 @@ def compile_with(source: Any, options: Options, reporter: Reporter | None = None
     """Compile with a complete record of options; see ``compile``."""
     check_runtime()
     stages = Stages(reporter or Silent())
+    options = carried_options(options)
     target = get_target(options.target, options.device).with_rest(options.rest)
     keep, output = _output(source, options)
     writable(output, options.force)
@@ -93,11 +96,17 @@ def compile_with(source: Any, options: Options, reporter: Reporter | None = None
             return previous
         job = Job(prepared, data, options, *_float_files(source, prepared, work))
         job = with_state(job)
+        if options.base is not None:
+            base = open_base(options.base)
+            base.check(prepared)
+            job = replace(job, base=base)
         lock = locked(options, output, key)
         if target.weights is not None:
             return compile_weights(job, target.weights, lock, key, stages, output, keep)
         with stages("calibrate"):
             ranges = find_ranges(job, lock, stages.reporter.advance)
+            if job.base is not None and ranges.calibration is not None:
+                ranges = replace(ranges, chosen=job.base.ranges(ranges.calibration))
         if target.portable:
             return compile_portable(job, ranges, lock, key, stages, output, keep)
         with stages("learn"):
@@ -113,10 +122,12 @@ def compile_with(source: Any, options: Options, reporter: Reporter | None = None
                 learned,
                 prepared.given,
             )
-            if lock is None:
+            replay = lock is not None or job.base is not None
+            if not replay:
                 job, plan = keep_runnable(job, builder, plan)
-            ranges, builder = choose_ranges(job, ranges, builder, plan, stages.reporter.advance)
-            found = search(job, builder, plan, replay=lock is not None, reporter=stages.reporter)
+            if job.base is None:
+                ranges, builder = choose_ranges(job, ranges, builder, plan, stages.reporter.advance)
+            found = search(job, builder, plan, replay=replay, reporter=stages.reporter)
         with stages("gate"):
             taken, verdict = pass_gate(job, found, builder, stages.reporter)
         with stages("write"), new_artifact(output, options.force) as folder:

@@ -21,6 +21,7 @@ from qcompile.lock import Lock
 from qcompile.options import Options
 from qcompile.planner.default import default_plan
 from qcompile.prepare import Prepared
+from qcompile.retrain import Base
 from qcompile.rollout import Rollout
 from qcompile.scores import Metric, make_metric
 
@@ -93,6 +94,7 @@ class Job:
             its Q/DQ.
         work: a temporary folder.
         reference: the user's model where it comes with Q/DQ: what the outputs must equal.
+        base: an earlier compile that this one follows, None without --from.
         rollout: how state is carried over from call to call, None for models without.
     """
 
@@ -103,6 +105,7 @@ class Job:
     work: Path
     reference: Path | None = None
     rollout: Rollout | None = None
+    base: Base | None = None
 
     def open_reference(self) -> Session:
         """What the outputs must equal, opened."""
@@ -173,7 +176,9 @@ def start_plan(job: Job, ranges: dict[str, TensorRange], lock: Lock | None) -> P
     state = CompileState(job.prepared.model, job.prepared.target, ranges=ranges)
     plan = default_plan(state)
     given = job.options.plan
-    if given is not None:
+    if job.base is not None:
+        plan = job.base.lock.plan
+    elif given is not None:
         plan = _follow(plan, given)
     pins = dict.fromkeys(job.options.keep_float, FLOAT)
     return plan.pin(pins, "kept float by the user") if pins else plan

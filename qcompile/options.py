@@ -54,6 +54,7 @@ class Options:
         output: folder; None = MODEL.TARGET/.
         force: move a foreign output folder aside.
         plan: a plan.json to follow.
+        base: folder of an earlier compile whose plan and estimators are carried over (``--from``).
         keep_float: origin ids or patterns that stay in float.
         disable: names of passes to skip.
         techniques: what is done for accuracy, see ``qcompile.techniques``.
@@ -105,6 +106,7 @@ class Options:
     output: Path | None = None
     force: bool = False
     plan: Any = None
+    base: Path | None = None
     keep_float: tuple[str, ...] = ()
     disable: tuple[str, ...] = ()
     techniques: tuple[str, ...] = ALL
@@ -139,7 +141,7 @@ class Options:
 
 
 NAMES = tuple(f.name for f in fields(Options))
-_PATHS = ("ranges", "labels", "output", "custom_ops", "costs", "lock", "tokenizer")
+_PATHS = ("base", "ranges", "labels", "output", "custom_ops", "costs", "lock", "tokenizer")
 _LISTS = ("state", "shapes", "keep_float", "disable", "require")
 _READERS: dict[str, Callable[[str], object]] = {
     "max_drop": parse_drop,
@@ -210,6 +212,8 @@ def _check(options: Options) -> None:
         raise OptionError(
             f"--min-speedup {options.min_speedup} must be above 0 (1.0 = not slower than float)"
         )
+    if options.base is not None and (options.plan is not None or options.ranges is not None):
+        raise OptionError("--from carries plan and estimators over; leave --plan and --ranges out")
     if options.max_drop is not None and options.metric is None and options.tokenizer is None:
         raise OptionError("--max-drop needs a --metric to drop; without one use --min-sqnr (dB)")
     for name in ("ranges", "labels", "custom_ops", "costs", "tokenizer"):

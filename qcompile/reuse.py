@@ -26,7 +26,7 @@ _NOT_IN_KEY = frozenset({"output", "force", "calibration", "eval_data", "locked"
 _GATE_ONLY = frozenset(
     {"metric", "metric_direction", "labels", "slices", "gate_time", "require", "strict"}
     | {"max_drop", "min_sqnr", "min_speedup", "max_latency", "max_size", "allow_random", "plan"}
-    | {"state", "steps"}
+    | {"state", "steps", "base"}
     | {"threads", "search_time", "effort", "costs", "ranges", "memory_limit", "best_effort"}
 )
 
@@ -50,7 +50,8 @@ def fingerprint(prepared: Prepared, data: Data, options: Options) -> dict[str, A
 def _plain(value: Any) -> Any:
     """A value as JSON has it; files and scripts by their content, so that folders do not matter."""
     if isinstance(value, Path):
-        return file_sha256(value) if value.is_file() else value.name
+        whole = value / LOCK if value.is_dir() else value
+        return file_sha256(whole) if whole.is_file() else value.name
     if isinstance(value, Drop):
         return str(value)
     if isinstance(value, PrecisionPlan):

@@ -30,6 +30,7 @@ from qcompile.ranges import Ranges
 from qcompile.report import REPORT_VERSION, CompileReport, notes_as_data, passes_as_data
 from qcompile.report_data.details import Built, describe_details
 from qcompile.report_page.page import write_page
+from qcompile.retrain import moved, moved_texts
 from qcompile.reuse import byte_inputs
 from qcompile.verdict import DELIVERED, INCONCLUSIVE, NOT_MEASURED, GateResult, to_jsonable
 
@@ -85,6 +86,11 @@ def write_artifact(
     write_preview(folder, job)
     oldest = oldest_runtime(build.lowered)
     in_float = all(layer["requested"] == FLOAT for layer in layers)
+    since = (
+        None
+        if job.base is None
+        else moved(job.base, job.prepared, ranges.chosen, layers, gate.to_dict())
+    )
     data = {
         "version": REPORT_VERSION,
         "verdict": outcome.verdict,
@@ -109,6 +115,7 @@ def write_artifact(
                 *job.data.findings,
                 *ranges.findings,
                 *learned.findings(),
+                *(() if since is None else moved_texts(since)),
             ],
         },
         "plan": {
@@ -122,6 +129,7 @@ def write_artifact(
             "front": _front(found),
         },
         "layers": layers,
+        "moved": since,
         "integer_mac_share": share,
         "gate": gate.to_dict(),
         "passes": passes_as_data((*job.prepared.records, *build.records)),

@@ -67,6 +67,9 @@ __all__ = ["command"]
 @click.option("--max-size", help="Limit of the model file, for example 4MB.")
 @click.option("-o", "--output", help="Folder to write [MODEL.TARGET].")
 @click.option("--force", is_flag=True, default=None, help="Move a foreign output folder aside.")
+@click.option(
+    "--from", "base", help="Carry plan and estimators over from an earlier compile's folder."
+)
 @click.option("--plan", help="Follow this plan.json.")
 @click.option(
     "--keep-float", multiple=True, help="Origin id or pattern that stays float; repeatable."

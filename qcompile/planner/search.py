@@ -61,7 +61,7 @@ def search(
         job: model, data, options.
         builder: builds plans.
         start: everything integer that can be, with the user's pins.
-        replay: take ``start`` as it is (``--locked``).
+        replay: take ``start`` as it is (``--locked``, ``--from``).
         reporter: is told how far it is.
     """
     race = Race(
@@ -75,7 +75,8 @@ def search(
     )
     first = race.accuracy("all that can be integer", start)
     if replay:
-        return Found((first,), (first,), "replayed from the lock")
+        how = "replayed from the lock" if job.base is None else "carried over with --from"
+        return Found((first,), (first,), how)
     if all(layer.pinned for layer in start.layers):
         better = refine(job, builder, race, [first], reporter)
         return Found((*better, first), (first, *better), "every layer is pinned by the user")
