@@ -36,7 +36,7 @@ from qcompile.write import describe_model, save_samples, write_deploy, write_pre
 if TYPE_CHECKING:
     from qcompile.portable_flow import Portable
 
-__all__ = ["trtexec_line", "write_portable"]
+__all__ = ["provider_options", "trtexec_line", "write_portable"]
 
 SAMPLES = 4
 """Stored samples in deploy/."""
@@ -242,6 +242,9 @@ def _write_deploy(folder: Path, job: Job, made: Portable, ranges: Ranges) -> Non
     (folder / "calibration.cache").write_text(
         write_calibration_cache(peaks), encoding="utf-8", newline="\n"
     )
+    (folder / "provider_options.json").write_text(
+        json.dumps(provider_options(job, made), indent=1) + "\n", encoding="utf-8", newline="\n"
+    )
     (folder / "trtexec.txt").write_text(
         trtexec_line(job, made) + "\n", encoding="utf-8", newline="\n"
     )
@@ -254,21 +257,39 @@ def _word(job: Job) -> str:
 
 def trtexec_line(job: Job, made: Portable) -> str:
     """The exact line that builds the engine with the vendor's own tool."""
+    parts = ["trtexec --onnx=model.qdq.onnx --stronglyTyped --saveEngine=model.engine"]
+    for index, word in enumerate(("minShapes", "optShapes", "maxShapes")):
+        shapes = _shapes(job, made, index)
+        if shapes:
+            parts.append(f"--{word}={shapes}")
+    return " ".join(parts)
+
+
+def provider_options(job: Job, made: Portable) -> dict[str, Any]:
+    """What ONNX Runtime's TensorRT provider is to be given for ``model.qdq.onnx``.
+
+    Session options keep ONNX Runtime's own Q/DQ rules away from the graph before the provider sees it.
+    """
+    options = {"trt_engine_cache_enable": "1", "trt_engine_cache_path": "engines"}
+    options |= {"trt_timing_cache_enable": "1", "trt_timing_cache_path": "engines"}
+    for index, word in enumerate(("min", "opt", "max")):
+        shapes = _shapes(job, made, index)
+        if shapes:
+            options[f"trt_profile_{word}_shapes"] = shapes
+    providers = [["TensorrtExecutionProvider", options], ["CUDAExecutionProvider", {}]]
+    return {"providers": providers, "session_options": dict(AS_WRITTEN)}
+
+
+def _shapes(job: Job, made: Portable, index: int) -> str:
+    """Least (0), typical (1) or largest (2) shapes of the dynamic inputs, as TensorRT's tools write them."""
     dynamic = {
         spec.name
         for spec in job.prepared.inputs
         if spec.shape is None or any(not isinstance(d, int) for d in spec.shape)
     }
-    parts = ["trtexec --onnx=model.qdq.onnx --stronglyTyped --saveEngine=model.engine"]
-    for index, word in enumerate(("minShapes", "optShapes", "maxShapes")):
-        shapes = [
-            f"{name}:{_dims(found[index])}"
-            for name, found in made.profile.items()
-            if name in dynamic
-        ]
-        if shapes:
-            parts.append(f"--{word}={','.join(shapes)}")
-    return " ".join(parts)
+    return ",".join(
+        f"{name}:{_dims(found[index])}" for name, found in made.profile.items() if name in dynamic
+    )
 
 
 def _dims(shape: Sequence[int]) -> str:

@@ -52,6 +52,9 @@ def test_the_artifact_holds_what_the_device_needs(result: Any) -> None:
     assert names >= {"model.qdq.onnx", "plan.json", "qcompile.lock", "manifest.json", "report.json"}
     deploy = {p.name for p in (result.path / "deploy").iterdir()}
     assert deploy >= {"device.py", "device_spec.json", "trtexec.txt", "float.onnx"}
+    options = json.loads((result.path / "deploy" / "provider_options.json").read_text())
+    assert options["session_options"] == {"session.disable_quant_qdq": "1"}
+    assert options["providers"][0][0] == "TensorrtExecutionProvider"
     assert deploy >= {"sample_in.npz", "sample_out.npz", "float_out.npz"}
     line = (result.path / "deploy" / "trtexec.txt").read_text()
     assert line.startswith("trtexec --onnx=model.qdq.onnx --stronglyTyped")
