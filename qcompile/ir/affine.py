@@ -240,9 +240,11 @@ def accumulator_bound(
 ) -> npt.NDArray[np.float64]:
     """Largest |sum of q_x * q_w| that a kernel can reach, one per index of ``axis`` (None: overall).
 
-    ``axis`` is the output-channel axis; without one the bound is that of the whole weight.
+    ``axis`` is the output-channel axis; without one the bound is that of the whole weight. Kernels that
+    read 16 bits accumulate in more than 32, so only the bias itself has to fit: their bound is 0.
     """
-    reach = float(activation.qmax - activation.qmin)
+    wide = INTEGER_BITS.get(activation.dtype, (8, False))[0] > 8
+    reach = 0.0 if wide else float(activation.qmax - activation.qmin)
     rest = (
         None
         if axis is None
