@@ -36,10 +36,13 @@ from qcompile.round_weights import Rounded, round_matrices
 from qcompile.scores import Metric
 from qcompile.units import Drop
 from qcompile.verdict import GateResult
-from qcompile.weights_plan import MatrixChoice, as_plan, choose_matrices, follow_plan
+from qcompile.weights_plan import MatrixChoice, as_plan, choose_matrices, follow_plan, raise_bits
 from qcompile.weights_write import write_weights
 
 __all__ = ["Compressed", "compile_weights"]
+
+RAISED = (0.0, 1 / 16, 1 / 8, 1 / 4)
+"""Shares of the elements in few bits that get 8 bits, attempt after attempt, until accuracy is met."""
 
 PERPLEXITY_DROP = Drop(0.03, relative=True)
 """Allowed for perplexity where the user says nothing."""
@@ -56,28 +59,46 @@ class Stages(Protocol):
 
 
 @dataclass(frozen=True)
+class Tried:
+    """One attempt.
+
+    Attributes:
+        share: of the elements in few bits that got 8 bits.
+        choices: what each matrix was asked to be.
+        rounded: what each became, by initializer name.
+        model: the graph.
+        path: its file.
+        gate: the verdict.
+    """
+
+    share: float
+    choices: list[MatrixChoice]
+    rounded: Mapping[str, Rounded]
+    model: oir.Model
+    path: Path
+    gate: GateResult
+
+
+@dataclass(frozen=True)
 class Compressed:
     """A model with integer weights and all that is known about it.
 
     Attributes:
-        choices: what each matrix was asked to be.
-        rounded: what each became, by initializer name.
-        algorithm: how.
-        model: the graph.
-        path: its file.
-        notes: matrices that were left alone, and why; fallbacks.
-        gate: the verdict.
+        tried: attempts in order; the last one is taken.
+        algorithm: how weights were rounded.
+        notes: matrices that were left alone, and why.
         generation: how it generates, for language models.
     """
 
-    choices: tuple[MatrixChoice, ...]
-    rounded: Mapping[str, Rounded]
+    tried: tuple[Tried, ...]
     algorithm: str
-    model: oir.Model
-    path: Path
     notes: tuple[Note, ...]
-    gate: GateResult
     generation: Generation | None
+
+    @property
+    def taken(self) -> Tried:
+        """The attempt that the verdict is about."""
+        return self.tried[-1]
 
 
 def compile_weights(
@@ -98,19 +119,31 @@ def compile_weights(
     algorithm = options.algorithm
     if algorithm == "auto":
         algorithm = "rtn" if job.data.random or form.codebook else "gptq"
-    with stages("round weights"):
-        kept = None if lock is not None or keep is not None else _progress(output)
-        checkpoint = Checkpoint(kept, {**key, "plan": as_plan(choices).to_json()})
-        rounded = round_matrices(job, choices, algorithm, stages.reporter.advance, checkpoint)
-    with stages("lower"):
-        path = job.work / "weights.onnx"
-        model = lower(job.prepared.model, {k: r.weight for k, r in rounded.items()}, form)
-        save_model(model, path)
+    first: Mapping[str, Rounded] = {}
+    tried: list[Tried] = []
+    fixed = lock is not None or options.plan is not None
+    for share in RAISED[:1] if fixed else RAISED:
+        taken = raise_bits(choices, _errors(first), share) if share else choices
+        if share and taken == tried[-1].choices:
+            break
+        with stages("round weights"):
+            kept = None if fixed or keep is not None else _progress(output)
+            checkpoint = Checkpoint(kept, {**key, "plan": as_plan(taken).to_json()})
+            rounded = round_matrices(job, taken, algorithm, stages.reporter.advance, checkpoint)
+            first = first or rounded
+        with stages("lower"):
+            path = job.work / f"weights{len(tried)}.onnx"
+            model = lower(job.prepared.model, {k: r.weight for k, r in rounded.items()}, form)
+            save_model(model, path)
+        with stages("gate"):
+            gate = _judge(job, path)
+        tried.append(Tried(share, taken, rounded, model, path, gate))
+        if not {check.name for check in gate.failed} & {"accuracy", "metric"}:
+            break
+    best = tried[-1]
     with stages("gate"):
-        gate, generation = _judge(job, path)
-    made = Compressed(
-        tuple(choices), rounded, algorithm, model, path, tuple(notes), gate, generation
-    )
+        generation = _generation(job, best)
+    made = Compressed(tuple(tried), algorithm, tuple(notes), generation)
     with stages("write"), new_artifact(output, options.force) as folder:
         report, code = write_weights(folder, job, made, key, stages.seconds, output)
         if lock is not None:
@@ -133,14 +166,20 @@ def lower(model: oir.Model, weights: Mapping[str, Stored], form: WeightForm) -> 
     return copy
 
 
-def _judge(job: Job, path: Path) -> tuple[GateResult, Generation | None]:
+def _errors(rounded: Mapping[str, Rounded]) -> dict[str, float]:
+    """Error of each layer's output where inputs were seen, else of the weights themselves."""
+    return {
+        name: 10 ** (-r.sqnr_db / 10) if r.error is None else r.error for name, r in rounded.items()
+    }
+
+
+def _judge(job: Job, path: Path) -> GateResult:
     options, data = job.options, job.data
     metric, limits = _language_metric(job)
-    feeds = list(data.held)
-    gate = judge(
+    return judge(
         job.float_path,
         path,
-        feeds,
+        list(data.held),
         limits,
         metric=metric,
         names=data.held.names,
@@ -150,12 +189,19 @@ def _judge(job: Job, path: Path) -> tuple[GateResult, Generation | None]:
         budget_s=options.gate_time,
         custom_ops=options.custom_ops,
     )
-    generation = None
-    if not any(check.name in ("opens", "runs") for check in gate.failed):
-        generation = compare_generation(
-            job.float_path, path, job.prepared.inputs, feeds, threads=options.threads
-        )
-    return gate, generation
+
+
+def _generation(job: Job, taken: Tried) -> Generation | None:
+    """Beside float, for a model that runs."""
+    if any(check.name in ("opens", "runs") for check in taken.gate.failed):
+        return None
+    return compare_generation(
+        job.float_path,
+        taken.path,
+        job.prepared.inputs,
+        list(job.data.held),
+        threads=job.options.threads,
+    )
 
 
 def _language_metric(job: Job) -> tuple[Metric | None, Limits]:

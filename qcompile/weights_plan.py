@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from qcompile.ir.plan import FLOAT, LayerChoice, PrecisionPlan
 from qcompile.ir.target import WeightForm
 from qcompile.options import Options
 
-__all__ = ["MatrixChoice", "as_plan", "choose_matrices", "follow_plan", "with_bits"]
+__all__ = ["MatrixChoice", "as_plan", "choose_matrices", "follow_plan", "raise_bits", "with_bits"]
 
 SMALLEST = 4096
 """Elements below which a matrix stays float: it is read from the cache anyway."""
@@ -99,6 +100,35 @@ def with_bits(choice: MatrixChoice, bits: int, reason: str) -> MatrixChoice:
     if choice.spec is None or choice.pinned:
         return choice
     return replace(choice, spec=replace(choice.spec, bits=bits), codebook=False, reason=reason)
+
+
+def raise_bits(
+    choices: Sequence[MatrixChoice], errors: Mapping[str, float], share: float
+) -> list[MatrixChoice]:
+    """8 bits for the matrices whose layers err most, up to ``share`` of all elements in fewer bits.
+
+    Args:
+        choices: first choice.
+        errors: initializer name -> energy of the layer's output error over that of its output.
+        share: of the elements.
+    """
+    few = [c for c in choices if c.spec is not None and c.spec.bits < 8 and not c.pinned]
+    budget = share * sum(c.matrix.size for c in few)
+    raised: set[str] = set()
+    for choice in sorted(few, key=lambda c: -errors.get(c.matrix.name, 0.0)):
+        if choice.matrix.size <= budget:
+            budget -= choice.matrix.size
+            raised.add(choice.matrix.name)
+    return [
+        with_bits(c, 8, f"its layer's output errs most ({_db(errors, c)} with fewer bits)")
+        if c.matrix.name in raised
+        else c
+        for c in choices
+    ]
+
+
+def _db(errors: Mapping[str, float], choice: MatrixChoice) -> str:
+    return f"{-10 * math.log10(max(errors.get(choice.matrix.name, 0.0), 1e-30)):.1f} dB"
 
 
 def as_plan(choices: Sequence[MatrixChoice]) -> PrecisionPlan:

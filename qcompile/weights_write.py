@@ -45,20 +45,20 @@ def write_weights(
     output: Path,
 ) -> tuple[CompileReport, int]:
     """Fill ``folder``; returns the report and the exit code."""
-    plan = as_plan(made.choices)
+    plan = as_plan(made.taken.choices)
     layers, share = _layers(job, made)
-    outcome = settle(made.gate, job, layers)
+    outcome = settle(made.taken.gate, job, layers)
     handed_over = outcome.verdict in (DELIVERED, INCONCLUSIVE)
     place = folder if handed_over else folder / "rejected"
     place.mkdir(exist_ok=True)
-    save_model(made.model, place / MODEL)
+    save_model(made.taken.model, place / MODEL)
     hashes = {MODEL: file_sha256(place / MODEL)}
     (folder / "plan.json").write_text(plan.to_json(), encoding="utf-8", newline="\n")
     lock = Lock(byte_inputs(dict(key)), {}, plan, hashes, "")
     (folder / LOCK).write_text(lock.to_json(), encoding="utf-8", newline="\n")
     if handed_over:
         write_deploy(folder / "deploy", place / MODEL, list(job.data.held)[:SAMPLES])
-    oldest = oldest_runtime(made.model)
+    oldest = oldest_runtime(made.taken.model)
     in_float = all(layer["requested"] == FLOAT for layer in layers)
     data = {
         "version": REPORT_VERSION,
@@ -81,12 +81,12 @@ def write_weights(
             "random": job.data.random,
             "findings": list(job.data.findings),
         },
-        "plan": {"how": _how(made), "candidates": [], "front": []},
+        "plan": {"how": _how(made), "candidates": _candidates(made), "front": []},
         "layers": layers,
         "integer_mac_share": share,
         "matrices": _matrices(made),
         "language": made.generation,
-        "gate": made.gate.to_dict(),
+        "gate": made.taken.gate.to_dict(),
         "passes": passes_as_data(job.prepared.records),
         "notes": notes_as_data((*job.prepared.notes, *made.notes)),
         "stages": [{"name": k, "seconds": round(v, 3)} for k, v in seconds.items()],
@@ -123,7 +123,7 @@ def _details(job: Job, made: Compressed) -> dict[str, Any]:
     left_out = ["error by layer: not taken apart; `matrices` has each one's error"]
     samples: list[dict[str, Any]] = []
     try:
-        samples = worst_samples(job, made.path, made.gate, None)
+        samples = worst_samples(job, made.taken.path, made.taken.gate, None)
     except QCompileError as e:
         left_out.append(f"worst samples: {e}")
     return {
@@ -136,9 +136,33 @@ def _details(job: Job, made: Compressed) -> dict[str, Any]:
     }
 
 
+def _candidates(made: Compressed) -> list[dict[str, Any]]:
+    """One row an attempt."""
+    rows: list[dict[str, Any]] = []
+    for tried in made.tried:
+        gate = tried.gate
+        name = made.algorithm + (
+            f", {tried.share:.0%} of the weights in 8 bits" if tried.share else ""
+        )
+        refused = "; ".join(check.text for check in gate.failed)
+        figures = gate.score.text if gate.score is not None else f"{gate.sqnr_db} dB"
+        rows.append(
+            {
+                "name": name,
+                "text": f"{name}: {figures}",
+                "ms": None if gate.speed is None else gate.speed.models["artifact"].p50_ms,
+                "speedup": gate.speedup,
+                "sqnr_db": gate.sqnr_db,
+                "refused": refused,
+                "chosen": tried is made.taken,
+            }
+        )
+    return rows
+
+
 def _how(made: Compressed) -> str:
     counts: dict[str, int] = {}
-    for choice in made.choices:
+    for choice in made.taken.choices:
         name = FLOAT if choice.spec is None else f"{choice.spec.bits} bits in {choice.spec.block}s"
         counts[name] = counts.get(name, 0) + 1
     listed = ", ".join(f"{n} matrices {name}" for name, n in counts.items())
@@ -148,8 +172,8 @@ def _how(made: Compressed) -> str:
 def _matrices(made: Compressed) -> list[dict[str, Any]]:
     """One row a matrix."""
     rows = []
-    for choice in made.choices:
-        found = made.rounded.get(choice.matrix.name)
+    for choice in made.taken.choices:
+        found = made.taken.rounded.get(choice.matrix.name)
         weight = None if found is None else found.weight
         spec = weight.spec if isinstance(weight, BlockWeight) else None
         rows.append(
@@ -176,9 +200,9 @@ def _layers(job: Job, made: Compressed) -> tuple[list[dict[str, Any]], float | N
     feed = job.data.calibration.load(0)
     counts = mac_counts(job.prepared.model, feed, job.work, job.options.custom_ops)
     by_origin = {origin(node): count for node, count in counts.items()}
-    seen = realised(made.path, feed, custom_ops=job.options.custom_ops).layers
+    seen = realised(made.taken.path, feed, custom_ops=job.options.custom_ops).layers
     rows: list[dict[str, Any]] = []
-    for layer in as_plan(made.choices).layers:
+    for layer in as_plan(made.taken.choices).layers:
         found = seen.get(layer.origin)
         kinds = () if found is None else found.op_types
         integer = any(kind in KERNELS for kind in kinds)

@@ -11,11 +11,14 @@ import onnx_ir as oir
 import pytest
 
 import qcompile
+from qcompile.backends.tables import get_target
 from qcompile.data.inputs import InputSpec
 from qcompile.data.text import TextRecipe, open_text, token_feed
 from qcompile.ir.errors import BackendMissingError, CalibrationError, OptionError
 from qcompile.ir.matrices import find_matrices
 from qcompile.language import perplexity
+from qcompile.options import make_options
+from qcompile.weights_plan import choose_matrices, raise_bits
 
 VOCABULARY, WIDTH = 1024, 64
 
@@ -172,3 +175,27 @@ def test_text_needs_a_tokenizer(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises((CalibrationError, BackendMissingError), match="tokenizer"):
         open_text(path, specs, TextRecipe(tmp_path / "tokenizer.json"), "--calibration")
+
+
+def test_what_is_not_accurate_enough_gets_8_bits_where_layers_err_most(
+    model: onnx.ModelProto, feeds: list[dict[str, np.ndarray]], tmp_path: Path
+) -> None:
+    result = compiled(model, feeds, tmp_path, min_sqnr=90.0)
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert result.exit_code == 3
+    names = [row["name"] for row in report["plan"]["candidates"]]
+    assert names[0] == "gptq"
+    assert [row["chosen"] for row in report["plan"]["candidates"]][-1]
+    assert all(row["refused"] for row in report["plan"]["candidates"])
+
+
+def test_bits_rise_within_the_budget_where_the_error_is_largest(model: onnx.ModelProto) -> None:
+    matrices = find_matrices(oir.from_proto(model))[0]
+    form = get_target("ort-int4").weights
+    assert form is not None
+    choices = choose_matrices(matrices, form, make_options())
+    assert [c.precision for c in choices] == ["int8-weights", "int4-weights", "int4-weights"]
+    raised = raise_bits(choices, {"up": 0.1, "down": 0.2}, 0.5)
+    assert [c.precision for c in raised] == ["int8-weights", "int4-weights", "int8-weights"]
+    assert "errs most (7.0 dB with fewer bits)" in raised[2].reason
+    assert raise_bits(choices, {"up": 0.1, "down": 0.2}, 0.1) == choices
