@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from qcompile.calibrators.gptq import gptq
+from qcompile.balance_inputs import balance_group
+from qcompile.calibrators.awq import Balance
+from qcompile.calibrators.gptq import gptq, output_error
 from qcompile.calibrators.hqq import hqq
 from qcompile.calibrators.nearest_blocks import fit_blocks
 from qcompile.checkpoint import Checkpoint
@@ -17,7 +19,7 @@ from qcompile.ir.blocks import BlockWeight
 from qcompile.ir.codebook import CodebookWeight, to_codebook
 from qcompile.ir.matrices import Matrix
 from qcompile.job import Job
-from qcompile.stream_weights import groups_of, stream
+from qcompile.stream_weights import Group, groups_of, stream
 from qcompile.weights_plan import MatrixChoice
 
 __all__ = ["Rounded", "round_alone", "round_matrices"]
@@ -26,6 +28,8 @@ Advance = Callable[[float, float | None], None]
 
 DATA_FREE = ("rtn", "hqq")
 """Algorithms that look at weights alone."""
+
+STORED = ("sqnr_db", "how", "note", "error", "damping", "columns")
 
 SAMPLES = 64
 """Samples whose activations are held while layers are rounded one after another."""
@@ -42,6 +46,7 @@ class Rounded:
         note: what was out of the ordinary, "" if nothing.
         error: energy of the layer's output error over that of its output, None without data.
         damping: share of the mean second moment that was added, None without data.
+        columns: what the columns were multiplied with before rounding, None for nothing.
     """
 
     weight: BlockWeight | CodebookWeight
@@ -50,6 +55,14 @@ class Rounded:
     note: str = ""
     error: float | None = None
     damping: float | None = None
+    columns: tuple[float, ...] | None = None
+
+    def values(self) -> npt.NDArray[np.float32]:
+        """What the layer computes with, once the column scales are folded, (out, in)."""
+        stored = self.weight.values()
+        if self.columns is None:
+            return stored
+        return np.asarray(stored / np.array(self.columns, np.float32), np.float32)
 
 
 def round_matrices(
@@ -62,7 +75,8 @@ def round_matrices(
     """Initializer name -> integers, for the matrices that are not to stay float."""
     wanted = {c.matrix.name: c for c in choices if c.spec is not None}
     model = job.prepared.model
-    groups = groups_of(model, [c.matrix for c in wanted.values() if not c.codebook])
+    even = [c.matrix for c in wanted.values() if not c.codebook]
+    groups = groups_of(model, even)
     if algorithm in DATA_FREE:
         groups = []
     streamed = {m.name for group in groups for m in group.matrices}
@@ -74,17 +88,26 @@ def round_matrices(
     if not groups:
         return found
 
-    def act(matrix: Matrix, moments: Callable[[], Any]) -> npt.NDArray[np.float32]:
+    specs = {name: c.spec for name, c in wanted.items() if c.spec is not None}
+    balances: dict[str, Balance | None] = {}
+
+    def act(group: Group, matrix: Matrix, moments: Callable[[], Any]) -> npt.NDArray[np.float32]:
         done = checkpoint.load(matrix.name)
         if done is None:
-            rounded = _with_moments(wanted[matrix.name], moments())
-            about = {k: getattr(rounded, k) for k in ("sqnr_db", "how", "note", "error", "damping")}
+            if algorithm == "awq":
+                if group.tensor not in balances:
+                    balances.clear()
+                    balances[group.tensor] = balance_group(group, specs, even, moments())
+                rounded = _balanced(wanted[matrix.name], balances[group.tensor], moments())
+            else:
+                rounded = _with_moments(wanted[matrix.name], moments())
+            about = {k: getattr(rounded, k) for k in STORED}
             if isinstance(rounded.weight, BlockWeight):
                 checkpoint.save(matrix.name, rounded.weight, about)
         else:
             rounded = Rounded(done[0], **done[1])
         found[matrix.name] = rounded
-        return rounded.weight.values()
+        return rounded.values()
 
     total = len(job.data.calibration)
     picked = np.unique(np.linspace(0, total - 1, min(SAMPLES, total)).astype(int))
@@ -119,6 +142,34 @@ def round_alone(choice: MatrixChoice, algorithm: str = "rtn") -> Rounded:
     return Rounded(weight, weight_sqnr(matrix, weight), how)
 
 
+def _balanced(
+    choice: MatrixChoice, scales: Balance | None, moments: npt.NDArray[np.float64]
+) -> Rounded:
+    """Nearest integers of the matrix with its columns scaled."""
+    matrix, spec = choice.matrix.array(), choice.spec
+    if spec is None:
+        raise ValueError(f"'{choice.matrix.name}' stays float")
+    note = ""
+    columns = np.ones(matrix.shape[1], np.float32)
+    if scales is None:
+        note = "no node before it can take the inverse of column scales: rounded to nearest"
+    else:
+        columns = scales.scale
+    inside = moments / np.outer(columns, columns)
+    wide = matrix * columns
+    weight = fit_blocks(wide, spec, np.diagonal(inside).astype(np.float32))
+    made = Rounded(
+        weight,
+        0.0,
+        "rtn" if scales is None else f"awq, exponent {scales.exponent:g}",
+        note,
+        output_error(wide, weight, inside),
+        None,
+        None if scales is None or scales.exponent == 0 else tuple(map(float, columns)),
+    )
+    return replace(made, sqnr_db=_sqnr(matrix, made.values()))
+
+
 def _with_moments(choice: MatrixChoice, moments: npt.NDArray[np.float64]) -> Rounded:
     matrix, spec = choice.matrix.array(), choice.spec
     if spec is None:
@@ -136,6 +187,10 @@ def _with_moments(choice: MatrixChoice, moments: npt.NDArray[np.float64]) -> Rou
 
 def weight_sqnr(matrix: npt.NDArray[np.float32], weight: BlockWeight | CodebookWeight) -> float:
     """SQNR in dB of the stored values."""
-    noise = float(np.square(weight.values() - matrix).sum(dtype=np.float64))
+    return _sqnr(matrix, weight.values())
+
+
+def _sqnr(matrix: npt.NDArray[np.float32], values: npt.NDArray[np.float32]) -> float:
+    noise = float(np.square(values - matrix).sum(dtype=np.float64))
     signal = float(np.square(matrix).sum(dtype=np.float64))
     return float(10 * np.log10(max(signal, 1e-30) / max(noise, 1e-30)))

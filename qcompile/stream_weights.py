@@ -66,7 +66,7 @@ def stream(
     feeds: Sequence[Feed],
     groups: Sequence[Group],
     already: dict[str, npt.NDArray[np.float32]],
-    act: Callable[[Matrix, Callable[[], Array]], npt.NDArray[np.float32]],
+    act: Callable[[Group, Matrix, Callable[[], Array]], npt.NDArray[np.float32]],
     checkpoint: Checkpoint,
     *,
     threads: int | None = None,
@@ -80,7 +80,7 @@ def stream(
         feeds: samples.
         groups: in the graph's order.
         already: matrices that were rounded without data, (out, in), by initializer name.
-        act: matrix, and a function for the second moments of its input -> its new values (out, in).
+        act: group, matrix, and a function for the second moments of its input -> its new values (out, in).
         checkpoint: told when a group is done.
         threads: inside operators.
         custom_ops: library with custom operators.
@@ -107,7 +107,7 @@ def stream(
             return known[0]
 
         for matrix in group.matrices:
-            put(matrix, act(matrix, moments))
+            put(matrix, act(group, matrix, moments))
         checkpoint.flush()
         advance(i + 1, len(groups))
 

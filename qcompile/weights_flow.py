@@ -13,14 +13,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import onnx_ir as oir
 
 from qcompile.artifact import LOCK, new_artifact
 from qcompile.backends.ort import open_session
 from qcompile.backends.ort_nbits import Stored, lower_weights
+from qcompile.balance_inputs import fold_columns
 from qcompile.checkpoint import Checkpoint
 from qcompile.data.text import token_input
 from qcompile.gate import judge
+from qcompile.ir.blocks import BlockWeight
 from qcompile.ir.graph import drop_unused
 from qcompile.ir.matrices import find_matrices
 from qcompile.ir.notes import Note
@@ -133,7 +136,7 @@ def compile_weights(
             first = first or rounded
         with stages("lower"):
             path = job.work / f"weights{len(tried)}.onnx"
-            model = lower(job.prepared.model, {k: r.weight for k, r in rounded.items()}, form)
+            model = lower(job.prepared.model, rounded, form)
             save_model(model, path)
         with stages("gate"):
             gate = _judge(job, path)
@@ -157,10 +160,19 @@ def _progress(output: Path) -> Path:
     return output.resolve().with_name(f".{output.name}.progress")
 
 
-def lower(model: oir.Model, weights: Mapping[str, Stored], form: WeightForm) -> oir.Model:
-    """A copy of the prepared model with ``weights`` in the runtime's own operators."""
+def lower(model: oir.Model, rounded: Mapping[str, Rounded], form: WeightForm) -> oir.Model:
+    """A copy of the prepared model with its matrices in the runtime's own operators."""
     copy = model.clone()
-    found, _ = find_matrices(copy)
+    found = [m for m in find_matrices(copy)[0] if m.name in rounded]
+    weights: dict[str, Stored] = {name: r.weight for name, r in rounded.items()}
+    columns = {
+        name: np.array(r.columns, np.float32)
+        for name, r in rounded.items()
+        if r.columns is not None
+    }
+    if columns:
+        even = [m for m in found if isinstance(weights[m.name], BlockWeight)]
+        fold_columns(copy, even, columns, weights)
     lower_weights(copy, found, weights, form.accuracy_level)
     drop_unused(copy)
     return copy

@@ -13,7 +13,7 @@ from qcompile.calibrators.gptq import gptq
 from qcompile.checkpoint import Checkpoint
 from qcompile.ir.blocks import BlockSpec
 from qcompile.ir.matrices import Matrix, find_matrices
-from qcompile.stream_weights import groups_of, second_moments, stream
+from qcompile.stream_weights import Group, groups_of, second_moments, stream
 
 MODEL = """
 <ir_version: 8, opset_import: ["" : 17]>
@@ -54,7 +54,7 @@ def rounded(model: oir.Model, checkpoint: Checkpoint, stop: int = 9) -> dict[str
     """GPTQ of every matrix; raises KeyboardInterrupt at the matrix with number ``stop``."""
     found: dict[str, np.ndarray] = {}
 
-    def act(matrix: Matrix, moments) -> np.ndarray:  # type: ignore[no-untyped-def] # noqa: ANN001
+    def act(group: Group, matrix: Matrix, moments) -> np.ndarray:  # type: ignore[no-untyped-def] # noqa: ANN001
         if len(found) == stop:
             raise KeyboardInterrupt
         done = checkpoint.load(matrix.name)
