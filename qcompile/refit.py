@@ -50,7 +50,7 @@ LIMIT = 256 * 2**20
 """Bytes of live tensors of both models, unless a memory limit says otherwise."""
 
 FEWEST = 4
-"""Samples that are never given up to the memory limit."""
+"""Samples however little room there is."""
 
 MARGIN = 0.98
 """A refit must lower the error to this share to be taken: the samples that judge are few."""
@@ -103,31 +103,54 @@ def refit_plan(
     """
     deadline = time.perf_counter() + time_budget_s
     judges = every_fourth(len(feeds)) if held is None else frozenset(held)
-    # The samples that judge stand first: those that teach are the ones to give up.
-    ordered = [f for i, f in enumerate(feeds) if i in judges]
-    ordered += [f for i, f in enumerate(feeds) if i not in judges]
     if not judges or len(judges) == len(feeds):
         return learned
     layers, _ = learnable_layers(model, target, ranges, plan, given=given)
+    places = _places(layers, model, portable)
+    scout = Stepper(model, feeds[:1], threads=threads, custom_ops=custom_ops)
+    judging, teaching = _within(
+        (memory_limit or LIMIT) // 2,
+        _largest(scout, [exact_at for _, exact_at, _, _ in places]),
+        [f for i, f in enumerate(feeds) if i in judges],
+        [f for i, f in enumerate(feeds) if i not in judges],
+    )
     work = _Refit(
-        Stepper(model, ordered, threads=threads, custom_ops=custom_ops),
-        Stepper(portable, ordered, threads=threads, custom_ops=custom_ops),
-        len(judges),
+        Stepper(model, judging + teaching, threads=threads, custom_ops=custom_ops),
+        Stepper(portable, judging + teaching, threads=threads, custom_ops=custom_ops),
+        len(judging),
         learned,
         seed,
         sweeps,
     )
-    places = _places(layers, model, portable)
     for index, (at, exact_at, layer, reader) in enumerate(places):
         if time.perf_counter() > deadline:
             late = len(places) - index
             work.notes.append(Note("", f"the time ran out before {late} layers were refitted"))
             break
         work.step(at, exact_at, layer, reader)
-        work.keep_within(memory_limit or LIMIT)
         if progress is not None:
             progress(index + 1, len(places))
     return Learned(work.weights, work.shifts, (*learned.notes, *work.notes))
+
+
+def _largest(scout: Stepper, places: Sequence[int]) -> int:
+    """Bytes of one sample at the most: while a node runs, what it reads and writes is alive."""
+    most = 0
+    for at in places:
+        for stop in (at, at + 1):
+            before = scout.held_bytes()
+            scout.run_to(stop)
+            most = max(most, before + scout.held_bytes())
+    return most
+
+
+def _within(
+    room: int, each: int, judging: Sequence[Feed], teaching: Sequence[Feed]
+) -> tuple[list[Feed], list[Feed]]:
+    """As many samples as there is room for, a quarter of them to judge."""
+    count = max(FEWEST, room // max(1, each))
+    judges = list(judging[: max(1, count // 4)])
+    return judges, list(teaching[: count - len(judges)])
 
 
 def _places(
@@ -203,15 +226,6 @@ class _Refit:
             text = f"{best.name}: output error {min(gain, 99):.1f} dB lower on held-back samples"
             self.notes.append(Note(site.origin, text, changed=True))
         self.exact.run_next()
-
-    def keep_within(self, limit: int) -> None:
-        """Give up samples until what is alive fits."""
-        both = (self.exact, self.quantized)
-        while sum(one.held_bytes() for one in both) > limit:
-            if len(self.exact.live) <= max(FEWEST, self.judges + 1):
-                return
-            for one in both:
-                one.drop_last()
 
     def _kept(self, layer: Layer, reader: int) -> _Choice:
         weight = self.weights.get(layer.key, layer.plain)

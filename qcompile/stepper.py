@@ -1,7 +1,7 @@
 """Runs a model over all samples at once, a few nodes at a time, so that it can be changed on the way.
 
 Each node runs once for each sample. What later nodes need is kept for all samples: memory grows with
-their number, and `Stepper.drop_last` gives some of them up.
+their number.
 """
 
 from __future__ import annotations
@@ -134,10 +134,6 @@ class Stepper:
         if name not in self._constants:
             raise CalibrationError(f"'{name}' is no initializer of the model")
         self._constants[name] = array
-
-    def drop_last(self) -> None:
-        """Give up the last sample."""
-        self.live.pop()
 
     def held_bytes(self) -> int:
         """Of the arrays that are alive."""

@@ -106,22 +106,23 @@ def test_without_samples_to_judge_nothing_is_done(tmp_path: Path) -> None:
     assert refit(one, learned, held=range(16)) is learned
 
 
-def test_a_memory_limit_gives_up_samples_that_teach(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    counts: list[int] = []
-    original = module._Refit.keep_within
+def test_a_memory_limit_gives_up_samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    counts: list[tuple[int, int]] = []
 
-    def counted(self: Any, limit: int) -> None:
-        original(self, limit)
-        counts.append(len(self.exact.live))
+    class Counted(module._Refit):
+        def step(self, *args: Any) -> None:
+            super().step(*args)
+            counts.append((len(self.exact.live), self.judges))
 
-    monkeypatch.setattr(module._Refit, "keep_within", counted)
+    monkeypatch.setattr(module, "_Refit", Counted)
     one = subject(CHAIN, clip=0.8)
     learned = learn(one, tmp_path)
     found = refit(one, learned, memory_limit=1)
-    assert counts == [5, 5]  # the four that judge, and one that teaches
+    assert counts == [(4, 1), (4, 1)]  # one judges, three teach
     assert found.weights.keys() == learned.weights.keys()
+    counts.clear()
+    refit(one, learned)
+    assert counts == [(16, 4), (16, 4)]
 
 
 def test_a_weight_of_two_readers_keeps_its_integers(tmp_path: Path) -> None:

@@ -78,10 +78,7 @@ def test_only_what_is_still_read_is_kept(
     stepper = Stepper(oir.from_proto(proto), feeds)
     stepper.run_to(2)
     assert set(stepper.live[0]) == {"x", "c", "a", "t"}
-    before = stepper.held_bytes()
-    stepper.drop_last()
-    assert len(stepper.live) == 3
-    assert stepper.held_bytes() < before
+    assert stepper.held_bytes() == sum(a.nbytes for v in stepper.live for a in v.values()) > 0
     stepper.run_to(3)
     assert set(stepper.live[0]) == {"k", "t"}
 
