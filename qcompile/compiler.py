@@ -15,15 +15,16 @@ from qcompile.attempts import pass_gate
 from qcompile.backends.ort import check_runtime
 from qcompile.backends.tables import get_target
 from qcompile.build import Builder
+from qcompile.even_out import even_out
 from qcompile.ir.save import save_model
 from qcompile.job import Job, gather, start_plan
 from qcompile.learned import find_learned
 from qcompile.options import Options, make_options
 from qcompile.planner.search import search
-from qcompile.portable_flow import compile_portable
+from qcompile.portable_flow import compile_portable, portable_builder
 from qcompile.prepare import Prepared, prepare
 from qcompile.range_choice import choose_ranges
-from qcompile.ranges import find_ranges
+from qcompile.ranges import Ranges, find_ranges
 from qcompile.reporter import Reporter, Silent
 from qcompile.result import CompileResult
 from qcompile.retrain import carried_options, open_base
@@ -107,21 +108,17 @@ def compile_with(source: Any, options: Options, reporter: Reporter | None = None
             ranges = find_ranges(job, lock, stages.reporter.advance)
             if job.base is not None and ranges.calibration is not None:
                 ranges = replace(ranges, chosen=job.base.ranges(ranges.calibration))
+        with stages("even out"):
+            make = portable_builder if target.portable else ort_builder
+            plan = start_plan(job, ranges.chosen, lock)
+            job, ranges = even_out(job, ranges, plan, lock, make, stages.reporter.advance)
         if target.portable:
             return compile_portable(job, ranges, lock, key, stages, output, keep)
         with stages("learn"):
             plan = start_plan(job, ranges.chosen, lock)
             learned = find_learned(job, ranges.chosen, plan, lock, stages.reporter.advance, output)
         with stages("plan"):
-            builder = Builder(
-                prepared.model,
-                target,
-                ranges.chosen,
-                work,
-                frozenset(options.disable),
-                learned,
-                prepared.given,
-            )
+            builder = replace(ort_builder(job, ranges), learned=learned)
             replay = lock is not None or job.base is not None
             if not replay:
                 job, plan = keep_runnable(job, builder, plan)
@@ -137,6 +134,18 @@ def compile_with(source: Any, options: Options, reporter: Reporter | None = None
             if lock is not None:
                 lock.check_outputs(report.data["hashes"], options.lock or Path(LOCK))
     return CompileResult(report, output, code, keep=keep)
+
+
+def ort_builder(job: Job, ranges: Ranges) -> Builder:
+    """A builder of the job's model, with nothing learned."""
+    return Builder(
+        job.prepared.model,
+        job.prepared.target,
+        ranges.chosen,
+        job.work,
+        frozenset(job.options.disable),
+        given=job.prepared.given,
+    )
 
 
 def _output(source: Any, options: Options) -> tuple[object, Path]:

@@ -26,7 +26,7 @@ from qcompile.passes.quantize_weights import choose_weights, weight_keys
 from qcompile.passes.share_scales import choose_scales
 from qcompile.weight_inputs import Source, source_of, unfit
 
-__all__ = ["Layer", "learnable_layers"]
+__all__ = ["Layer", "grouped_weight", "learnable_layers"]
 
 FloatArray = npt.NDArray[np.float32]
 Array = npt.NDArray[np.float64]
@@ -63,13 +63,7 @@ class Layer:
 
     def grouped(self, array: npt.NDArray[np.generic]) -> Array:
         """An array of the weight's layout as (groups, d, out)."""
-        site, wide = self.sites[0], array.astype(np.float64)
-        if site.op_type == "Conv":
-            groups = self.sources[0].groups
-            rows = wide.reshape(groups, wide.shape[0] // groups, -1)
-            return np.ascontiguousarray(rows.transpose(0, 2, 1))
-        turned = site.op_type == "Gemm" and attribute(site.node, "transB", 0)
-        return np.ascontiguousarray(wide.T if turned else wide)[None]
+        return _grouped(self.sites[0], array)
 
     def ungrouped(self, array: Array) -> Array:
         """The reverse of ``grouped``."""
@@ -146,6 +140,22 @@ class Layer:
         qparams = QParams(np.asarray(flat, np.float32), plain.qparams.zero_point, spec)
         values = (self.ungrouped(integers) + zero).astype(plain.values.dtype)
         return IntegerWeight(values, qparams, source)
+
+
+def grouped_weight(site: Site) -> Array:
+    """The weight of a site (that is not ``unfit``) as (groups, d, out)."""
+    found = constant(site.weight)
+    return _grouped(site, np.zeros((1, 1)) if found is None else found)
+
+
+def _grouped(site: Site, array: npt.NDArray[np.generic]) -> Array:
+    wide = array.astype(np.float64)
+    if site.op_type == "Conv":
+        groups = site.node.attributes.get_int("group", 1)
+        rows = wide.reshape(groups, wide.shape[0] // groups, -1)
+        return np.ascontiguousarray(rows.transpose(0, 2, 1))
+    turned = site.op_type == "Gemm" and attribute(site.node, "transB", 0)
+    return np.ascontiguousarray(wide.T if turned else wide)[None]
 
 
 def _zero_point(weight: IntegerWeight) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ class Lock:
         plan: the plan that was lowered.
         outputs: file name -> sha256.
         learned: sha256 of learned.npz, "" when nothing was learned.
+        factors: tensor -> k of the factors 2^k that its channels were divided by.
     """
 
     inputs: Mapping[str, Any]
@@ -41,6 +42,7 @@ class Lock:
     plan: PrecisionPlan
     outputs: Mapping[str, str]
     learned: str = ""
+    factors: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     def to_json(self) -> str:
         """Deterministic text; floats as hexadecimal, exact to the bit."""
@@ -55,6 +57,8 @@ class Lock:
             "outputs": dict(self.outputs),
             "learned": self.learned,
         }
+        if self.factors:
+            content["factors"] = {n: list(k) for n, k in sorted(self.factors.items())}
         return json.dumps(content, indent=0, sort_keys=True) + "\n"
 
     @classmethod
@@ -77,7 +81,8 @@ class Lock:
             }
             plan = PrecisionPlan.from_json(json.dumps(content["plan"]))
             learned = content.get("learned", "")
-            return cls(content["inputs"], ranges, plan, content["outputs"], learned)
+            factors = {n: tuple(map(int, k)) for n, k in content.get("factors", {}).items()}
+            return cls(content["inputs"], ranges, plan, content["outputs"], learned, factors)
         except FileNotFoundError as e:
             raise OptionError(
                 f"--locked needs '{path}', which does not exist; compile once without --locked, "

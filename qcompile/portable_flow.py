@@ -41,7 +41,7 @@ from qcompile.reporter import Reporter
 from qcompile.result import CompileResult
 from qcompile.verdict import DELIVERED, FAIL, NOT_DELIVERED, NOT_MEASURED, Check, GateResult
 
-__all__ = ["Portable", "compile_portable"]
+__all__ = ["Portable", "compile_portable", "portable_builder"]
 
 
 class Stages(Protocol):
@@ -100,16 +100,8 @@ def compile_portable(
         if target.ops:
             learned = find_learned(job, ranges.chosen, start, lock, stages.reporter.advance, output)
     with stages("plan"):
-        builder: Builder = PortableBuilder(
-            job.prepared.model,
-            target,
-            ranges.chosen,
-            job.work,
-            frozenset(job.options.disable),
-            learned,
-            job.prepared.given,
-            portable_passes(rest),
-            peaks=peaks,
+        builder: Builder = replace(
+            portable_builder(job, ranges, rest), learned=learned, peaks=peaks
         )
         if target.ops:
             ranges, builder = choose_ranges(job, ranges, builder, start, stages.reporter.advance)
@@ -132,6 +124,19 @@ def compile_portable(
         if lock is not None:
             lock.check_outputs(report.data["hashes"], job.options.lock or Path(LOCK))
     return CompileResult(report, output, code, keep=keep)
+
+
+def portable_builder(job: Job, ranges: Ranges, rest: str = "fp32") -> PortableBuilder:
+    """A builder of the job's model, with nothing learned."""
+    return PortableBuilder(
+        job.prepared.model,
+        job.prepared.target,
+        ranges.chosen,
+        job.work,
+        frozenset(job.options.disable),
+        given=job.prepared.given,
+        quantize_passes=portable_passes(rest),
+    )
 
 
 def _engine_of(job: Job, build: Build, profile: Profile) -> EngineCheck:

@@ -74,13 +74,13 @@ def write_portable(
     save_model(build.portable, place / name)
     hashes = {name: file_sha256(place / name)}
     (folder / "plan.json").write_text(build.plan.to_json(), encoding="utf-8", newline="\n")
-    if ranges.calibration is not None:
-        ranges.calibration.save(folder / "ranges.npz")
+    ranges.save(folder / "ranges.npz")
     digest, learned = "", build.learned
     if learned.weights or learned.bias_shifts:
         write_learned(folder / LEARNED, learned, job.prepared.model)
         digest = file_sha256(folder / LEARNED)
-    lock = Lock(byte_inputs(dict(key)), ranges.chosen, build.plan, hashes, digest)
+    factors = job.prepared.factors
+    lock = Lock(byte_inputs(dict(key)), ranges.chosen, build.plan, hashes, digest, factors)
     (folder / LOCK).write_text(lock.to_json(), encoding="utf-8", newline="\n")
     script = "run.py" if target.backend == "ort" else "device.py"
     if handed_over and target.backend == "ort":

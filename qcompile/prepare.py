@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import onnx_ir as oir
@@ -45,6 +46,7 @@ class Prepared:
         records: log of the PREPARE passes.
         notes: what loading and upgrading did or left alone.
         given: scales that the model brought along.
+        factors: tensor -> k of the factors 2^k that its channels were divided by (see ``even_out``).
     """
 
     loaded: Loaded
@@ -55,6 +57,7 @@ class Prepared:
     records: tuple[PassRecord, ...]
     notes: tuple[Note, ...]
     given: Given = NOTHING_GIVEN
+    factors: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
 
 def prepare(source: Any, target: Target, options: Options) -> Prepared:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from qcompile.calibrate import calibrate
 from qcompile.calibration import Calibration
@@ -29,6 +30,7 @@ class Ranges:
         description: where they come from.
         findings: convergence and clipping, in words.
         foreign: another tool measured all of them, so that no sample was needed.
+        observed: the statistics before channels were scaled; None where none were.
     """
 
     chosen: dict[str, TensorRange]
@@ -36,6 +38,13 @@ class Ranges:
     description: str
     findings: tuple[str, ...] = ()
     foreign: bool = False
+    observed: Calibration | None = None
+
+    def save(self, path: Path) -> None:
+        """Write the statistics of the unscaled model, which another compile can start from."""
+        known = self.observed or self.calibration
+        if known is not None:
+            known.save(path)
 
 
 def find_ranges(

@@ -69,8 +69,7 @@ def write_artifact(
     save_model(build.portable, place / PORTABLE)
     hashes = {name: file_sha256(place / name) for name in (MODEL, PORTABLE)}
     (folder / "plan.json").write_text(build.plan.to_json(), encoding="utf-8", newline="\n")
-    if ranges.calibration is not None:
-        ranges.calibration.save(folder / "ranges.npz")
+    ranges.save(folder / "ranges.npz")
     if found.costs is not None:
         (folder / "costs.json").write_text(found.costs.to_json(), encoding="utf-8", newline="\n")
     digest, learned = "", build.learned
@@ -79,7 +78,8 @@ def write_artifact(
         digest = file_sha256(folder / LEARNED)
     if found.pareto is not None:
         (folder / "pareto.json").write_text(found.pareto, encoding="utf-8", newline="\n")
-    lock = Lock(byte_inputs(dict(key)), ranges.chosen, build.plan, hashes, digest)
+    factors = job.prepared.factors
+    lock = Lock(byte_inputs(dict(key)), ranges.chosen, build.plan, hashes, digest, factors)
     (folder / LOCK).write_text(lock.to_json(), encoding="utf-8", newline="\n")
     if handed_over:
         write_deploy(folder / "deploy", place / MODEL, list(job.data.held)[:SAMPLES])
