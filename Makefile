@@ -11,11 +11,13 @@ endif
 PY  := $(BIN)/python
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help demo test lint wheel-test floor-test clean
+.PHONY: help demo test lint docs recipes wheel-test floor-test clean
 help:
 	@echo 'make demo        compile a small network and print top-1 before and after, speed, size, time'
 	@echo 'make test        all tests'
 	@echo 'make lint        ruff and mypy'
+	@echo 'make docs        the documentation as a site, in build/site'
+	@echo 'make recipes     run the recipes of the documentation; RECIPES="cnn ocr" for some of them'
 	@echo 'make wheel-test  build the wheel, install it elsewhere, run the demo there without a network'
 	@echo 'make floor-test  all tests on the oldest supported Python and packages'
 	@echo 'make clean       remove what these made'
@@ -31,6 +33,13 @@ lint: $(VENV)/.lint
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 	$(PY) -m mypy models
+
+docs: $(VENV)/.docs
+	$(PY) -m mkdocs build --quiet
+	@echo 'wrote build/site/index.html'
+
+recipes: $(VENV)/.cpu
+	$(PY) docs/run_recipes.py $(RECIPES)
 
 wheel-test: $(VENV)/.made
 	$(PY) .ci/wheel_test.py
@@ -51,6 +60,10 @@ $(VENV)/.cpu: pyproject.toml | $(VENV)/.made
 
 $(VENV)/.test: pyproject.toml | $(VENV)/.made
 	$(PIP) -e '.[cpu,test]'
+	@touch $@ $(VENV)/.cpu
+
+$(VENV)/.docs: pyproject.toml | $(VENV)/.made
+	$(PIP) -e '.[cpu,docs]'
 	@touch $@ $(VENV)/.cpu
 
 $(VENV)/.lint: pyproject.toml | $(VENV)/.made
