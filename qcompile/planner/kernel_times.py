@@ -77,6 +77,7 @@ def form_times(
     integer: Collection[str] = (),
     threads: int | None = None,
     budget_s: float = 2.0,
+    least: int = 5,
     custom_ops: Path | None = None,
 ) -> FormTimes:
     """Profile one model and hand its latency out to its layers.
@@ -87,7 +88,8 @@ def form_times(
         total_ns: latency by the clock, without a profile.
         integer: layers that were asked to be integer here: conversions among them are theirs.
         threads: threads inside an operator.
-        budget_s: time for profiled runs (at least five are made).
+        budget_s: time for profiled runs.
+        least: profiled runs that are made whatever they take; the first does not count.
         custom_ops: library with custom operators.
 
     Raises:
@@ -98,8 +100,8 @@ def form_times(
     profiler.session.run(feed)
     walls: list[int] = []
     begin = time.perf_counter()
-    limit = max(5, EVENTS // max(1, len(tagged.sources)))
-    while len(walls) < 5 or (time.perf_counter() - begin < budget_s and len(walls) < limit):
+    limit = max(least, EVENTS // max(1, len(tagged.sources)))
+    while len(walls) < least or (time.perf_counter() - begin < budget_s and len(walls) < limit):
         start = time.perf_counter_ns()
         profiler.run(feed)
         walls.append(time.perf_counter_ns() - start)

@@ -56,7 +56,7 @@ def _floats(model: oir.Model, names: Sequence[str]) -> list[str]:
         v.name: v
         for n in model.graph
         for v in n.outputs
-        if v.dtype is not None and v.dtype.is_floating_point()
+        if isinstance(v.type, oir.TensorType) and v.type.dtype.is_floating_point()
     }
     return [name for name in dict.fromkeys(names) if name in made]
 

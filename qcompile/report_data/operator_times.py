@@ -16,6 +16,9 @@ __all__ = ["Times", "operator_times"]
 BUDGET_S = 0.7
 """Profiled runs of one model."""
 
+SLOW_MS = 300
+"""A model that takes longer is profiled fewer times: noise is small beside it."""
+
 
 @dataclass(frozen=True)
 class Times:
@@ -43,6 +46,7 @@ def operator_times(job: Job, artifact: Path, gate: GateResult) -> Times | None:
     if gate.speed is None:
         return None
     feed = next(iter(job.data.held))
+    slow = gate.speed.models["float"].p50_ms > SLOW_MS
     made = [
         form_times(
             path,
@@ -50,6 +54,7 @@ def operator_times(job: Job, artifact: Path, gate: GateResult) -> Times | None:
             gate.speed.models[name].p50_ms * 1e6,
             threads=job.options.threads,
             budget_s=BUDGET_S,
+            least=3 if slow else 5,
             custom_ops=job.options.custom_ops,
         )
         for name, path in (("float", job.float_path), ("artifact", artifact))
