@@ -1,7 +1,6 @@
 // The charts; each is made anew when the theme changes.
 Q.charts = (() => {
   const D = Q.data, made = new Map();
-  const EXACT = 120; // dB: float arithmetic in another order, or no difference at all
 
   function base() {
     Chart.defaults.color = Q.theme.css("muted");
@@ -58,7 +57,7 @@ Q.charts = (() => {
 
   function depth() {
     const N = D.nodes, points = [];
-    N.sqnr.forEach((db, i) => { if (db != null && db < EXACT) points.push({x: points.length, y: db, node: i}); });
+    N.sqnr.forEach((db, i) => { if (db != null && db < Q.EXACT) points.push({x: points.length, y: db, node: i}); });
     if (!points.length) return without("depth-box", N.sqnr.some((db) => db != null) ? "No layer differs from float." : "The error by layer was not measured.");
     const colour = points.map((p) => Q.theme.css(Q.graph.kindOf(p.node)));
     put("depth-chart", {

@@ -2,6 +2,8 @@
 Q.micros = (ns) => ns == null ? "–" : (ns / 1000).toLocaleString("en", {maximumFractionDigits: ns < 1e5 ? 1 : 0});
 Q.number = (v, digits = 4) => v == null ? "–" : String(Number(v.toPrecision(digits)));
 Q.percent = (v) => v == null ? "–" : v === 0 ? "none" : v < 0.0001 ? "< 0.01 %" : `${v < 0.1 ? (100 * v).toPrecision(2) : (100 * v).toFixed(0)} %`;
+Q.EXACT = 120; // dB: float arithmetic in another order, or no difference at all
+Q.db = (v) => v >= Q.EXACT ? "exact" : v.toFixed(1);
 Q.count = (v) => v >= 1e9 ? `${(v / 1e9).toPrecision(3)} G` : v >= 1e6 ? `${(v / 1e6).toPrecision(3)} M` : v >= 1e3 ? `${(v / 1e3).toPrecision(3)} k` : String(v);
 Q.by = (id) => document.getElementById(id);
 

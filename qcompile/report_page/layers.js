@@ -30,7 +30,7 @@ Q.layers = (() => {
       Q.make("td", {class: "num"}, r.macs ? Q.count(r.macs) : ""),
       Q.make("td", {class: "num"}, r.float_ns == null ? "" : Q.micros(r.float_ns)),
       Q.make("td", {class: "num"}, r.int_ns == null ? "" : Q.micros(r.int_ns)),
-      Q.make("td", {class: "num"}, r.sqnr == null ? "" : r.sqnr.toFixed(1)),
+      Q.make("td", {class: "num"}, r.sqnr == null ? "" : Q.db(r.sqnr)),
       Q.make("td", {}, r.reason || ""))));
     Q.by("shown").textContent = `${Math.min(limit, found.length)} of ${found.length} shown`;
     Q.by("more").hidden = found.length <= limit;

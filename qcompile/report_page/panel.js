@@ -62,7 +62,7 @@ Q.panel = (() => {
     else if (!layer && N.op[i] !== "input" && N.op[i] !== "output") parts.push(Q.make("p", {class: "reason", id: "reason"}, "not in the plan: it computes shapes or moves values, or the target has no word on it"));
     parts.push(rows([
       ["executed as", layer && layer.executed_as],
-      ["error at its output", N.sqnr[i] == null ? null : `${N.sqnr[i].toFixed(1)} dB SQNR`],
+      ["error at its output", N.sqnr[i] == null ? null : N.sqnr[i] >= Q.EXACT ? "none: as in float" : `${Q.db(N.sqnr[i])} dB SQNR`],
       ["output error it causes alone", layer && layer.sensitivity != null ? Q.number(layer.sensitivity, 3) : null],
       ...costs(layer, i),
       ["multiply-adds", layer && layer.macs ? Q.count(layer.macs) : null],
