@@ -100,3 +100,33 @@ def test_the_saturation_of_a_users_quantize_stays() -> None:
     (got,) = run(lower.model, feeds_for(model))
     (want,) = run(model, feeds_for(model), optimize=False)
     np.testing.assert_allclose(got, want, atol=0.1)
+
+
+REACH = """
+agraph (float[1,2,32,32] x, float[1,2,32,32] z) => (float[1,4,32,32] y, float[1,2,32,32] r)
+  <float sa = {0.0110}, uint8 za = {128}, float sb = {SCALE}, uint8 zb = {128},
+   float sw = {0.01}, int8 zw = {0}, int8[4,4,1,1] w = {1,2,3,4,5,6,7,8,9,1,2,3,4,5,6,7}>
+{
+  t = Tanh(x) tq = QuantizeLinear(t, sa, za) td = DequantizeLinear(tq, sa, za)
+  l = LeakyRelu<alpha=0.5>(td) lq = QuantizeLinear(l, sa, za) r = DequantizeLinear(lq, sa, za)
+  u = Tanh(z) uq = QuantizeLinear(u, sb, zb) ud = DequantizeLinear(uq, sb, zb)
+  o = Concat<axis=1>(td, ud) oq = QuantizeLinear(o, sb, zb) od = DequantizeLinear(oq, sb, zb)
+  wd = DequantizeLinear(w, sw, zw)
+  c = Conv<kernel_shape=[1,1]>(od, wd) cq = QuantizeLinear(c, sb, zb)
+  y = DequantizeLinear(cq, sb, zb)
+}
+"""
+
+
+def test_a_range_that_ends_a_little_before_its_parts_reaches_them() -> None:
+    result = lowered(parse(REACH.replace("SCALE", "0.0100")), step=0.03)
+    concat = next(n for n in result.model.graph if n.op_type == "Concat")
+    written = [v.producer() for v in concat.inputs if v is not None]
+    scales = {float(n.inputs[1].const_value.numpy()) for n in written if n and n.inputs[1]}  # type: ignore[union-attr]
+    assert len(scales) == 1 and scales.pop() > 0.0105
+    assert ops(result.model).count("QuantizeLinear") == 2
+
+
+def test_a_part_far_beyond_the_range_keeps_its_own_scale() -> None:
+    result = lowered(parse(REACH.replace("SCALE", "0.0060")), step=0.9)
+    assert "QLinearConcat" in ops(result.model)
