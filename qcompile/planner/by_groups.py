@@ -1,7 +1,8 @@
 """A plan accurate enough, where nothing can be timed: the groups of layers that hurt most go back to float.
 
 Neighbouring compute layers form a group; each is made integer alone and compared with float. Groups
-then leave in the order of their error until the rest keeps the limit.
+then leave in the order of their error until the rest keeps the limit. What left comes back in halves
+of halves, as long as the limit holds.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from qcompile.ir.plan import FLOAT, PrecisionPlan
 __all__ = ["Tried", "accurate_plan"]
 
 GROUPS = 8
+RESTORES = 12
+"""Plans built to bring layers back."""
 
 
 @dataclass(frozen=True)
@@ -58,14 +61,47 @@ def accurate_plan(
         only = start.with_choice(others, FLOAT, "another group is looked at")
         found = measure(only)
         alone[index] = float("inf") if found is None else found
-    plan, left = start, 0
+    plan, left, gone = start, 0, []
     for index in sorted(alone, key=lambda i: alone[i]):
         reason = f"its part of the model alone reaches {alone[index]:.1f} dB"
         plan = plan.with_choice(groups[index], FLOAT, reason)
         left += len(groups[index])
+        gone.append(groups[index])
         tried.append(Tried(f"{left} of {len(layers)} compute layers float", plan, measure(plan)))
         found = tried[-1].sqnr_db
         if found is None or found >= needed_db:
-            return tried
+            return [*tried, *_restored(plan, start, gone, needed_db, measure)]
     best = max(tried, key=lambda t: float("inf") if t.sqnr_db is None else t.sqnr_db)
     return [*(t for t in tried if t is not best), best]
+
+
+def _restored(
+    plan: PrecisionPlan,
+    start: PrecisionPlan,
+    gone: list[list[str]],
+    needed_db: float,
+    measure: Callable[[PrecisionPlan], float | None],
+) -> list[Tried]:
+    """Plans in which parts of the groups that left are back; empty where none may come back."""
+    first = start.by_origin()
+    waiting = [half for group in reversed(gone) for half in _halves(group)]
+    kept: list[Tried] = []
+    back = 0
+    for _ in range(RESTORES):
+        if not waiting:
+            break
+        part = waiting.pop(0)
+        choice = first[part[0]]
+        trial = plan.with_choice(part, choice.precision, choice.reason)
+        found = measure(trial)
+        if found is None or found >= needed_db:
+            plan, back = trial, back + len(part)
+            kept.append(Tried(f"{back} compute layers back", plan, found))
+        elif len(part) > 1:
+            waiting += _halves(part)
+    return kept
+
+
+def _halves(group: list[str]) -> list[list[str]]:
+    middle = len(group) // 2
+    return [half for half in (group[:middle], group[middle:]) if half and len(group) > 1]
