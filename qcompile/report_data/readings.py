@@ -55,7 +55,7 @@ class Reader:
         if ref.dtype.kind == "f" and ref.ndim == 3 and ref.shape[0] == 1 and ref.shape[2] > 8:
             rows = {"kind": "sequence"}
             return rows | {"float": self._sequence(ref[0]), "artifact": self._sequence(got[0])}
-        if ref.dtype.kind == "f" and ref.shape[-1] > 1 and ref.size == ref.shape[-1]:
+        if ref.dtype.kind == "f" and ref.size > 1 and ref.size == ref.shape[-1]:
             return self._classes(ref.reshape(-1), got.reshape(-1))
         return _numbers(ref.reshape(-1), got.reshape(-1))
 

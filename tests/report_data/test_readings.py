@@ -18,6 +18,11 @@ def test_classes_with_the_names_that_an_exporter_recorded() -> None:
     assert (found["float"], found["artifact"]) == ([2.0, 1.0, -1.0], [1.5, 1.75, -1.0])
 
 
+def test_a_scalar_is_a_number() -> None:
+    found = PLAIN.read(np.float32(3.5).reshape(()), np.float32(3.25).reshape(()), None)
+    assert found["kind"] == "numbers"
+
+
 def test_names_that_are_no_names_are_left_alone() -> None:
     assert Reader({"names": "__import__('os')"}, "").names == {}
     assert Reader({"names": "['a', 'b']"}, "").names == {0: "a", 1: "b"}
