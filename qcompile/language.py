@@ -115,12 +115,14 @@ def compare_generation(
         positions += first[..., 0].size
         divergence += float((np.exp(first) * (first - second)).sum())
     prompt = np.asarray(feeds[0][tokens.name], np.int64)[0]
+    if isinstance((tokens.shape or (None, None))[1], int) or len(feeds[0][tokens.name]) != 1:
+        return None  # of a fixed length or many rows: it cannot generate one token after another
     half = prompt[: max(1, len(prompt) // 2)]
-    wanted, found = (_greedy(s, specs, half, logits) for s in sessions)
+    wanted, found = (_greedy(s, specs, half, logits, feeds[0]) for s in sessions)
     equal = next((i for i, (a, b) in enumerate(zip(wanted, found, strict=True)) if a != b), None)
     prefill = _times(sessions, feeds[0])
     cached = any(is_cache(s) for s in specs)
-    step = _step_feed(sessions[0], specs, prompt)
+    step = _step_feed(sessions[0], specs, prompt, feeds[0])
     decode = _times(sessions, step)
     return Generation(
         positions,
@@ -137,29 +139,37 @@ def compare_generation(
 
 
 def _greedy(
-    session: Session, specs: tuple[InputSpec, ...], prompt: npt.NDArray[np.int64], logits: str
+    session: Session,
+    specs: tuple[InputSpec, ...],
+    prompt: npt.NDArray[np.int64],
+    logits: str,
+    base: Feed,
 ) -> list[int]:
     """The most likely tokens, one after another; the whole sequence is read anew at each step."""
     ids = list(prompt)
     for _ in range(GREEDY_STEPS):
-        found = session.run(token_feed(specs, np.array(ids, np.int64)), [logits])[logits]
+        feed = token_feed(specs, np.array(ids, np.int64), others=base)
+        found = session.run(feed, [logits])[logits]
         ids.append(int(found[0, -1].argmax()))
     return [int(i) for i in ids[len(prompt) :]]
 
 
 def _step_feed(
-    session: Session, specs: tuple[InputSpec, ...], prompt: npt.NDArray[np.int64]
+    session: Session,
+    specs: tuple[InputSpec, ...],
+    prompt: npt.NDArray[np.int64],
+    base: Feed,
 ) -> Feed:
     """One token, behind the cache that the prompt leaves where the model has one."""
     caches = [s.name for s in specs if is_cache(s)]
     if not caches:
-        return token_feed(specs, prompt[:1])
-    outputs = session.run(token_feed(specs, prompt))
+        return token_feed(specs, prompt[:1], others=base)
+    outputs = session.run(token_feed(specs, prompt, others=base))
     past = {}
     made = [k for k in outputs if "present" in k.lower() or "cache" in k.lower()]
     for name, out in zip(caches, made, strict=False):
         past[name] = outputs[out]
-    return token_feed(specs, prompt[-1:], past)
+    return token_feed(specs, prompt[-1:], past, base)
 
 
 def _times(sessions: Sequence[Session], feed: Feed) -> tuple[float, float]:

@@ -145,7 +145,7 @@ def _candidates(made: Compressed) -> list[dict[str, Any]]:
             f", {tried.share:.0%} of the weights in 8 bits" if tried.share else ""
         )
         refused = "; ".join(check.text for check in gate.failed)
-        figures = gate.score.text if gate.score is not None else f"{gate.sqnr_db} dB"
+        figures = gate.score.text if gate.score is not None else f"{gate.sqnr_db or 0.0:.1f} dB"
         rows.append(
             {
                 "name": name,

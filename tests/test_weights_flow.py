@@ -166,6 +166,16 @@ def test_text_feeds_fill_masks_positions_and_an_empty_cache() -> None:
         token_feed((specs[0], InputSpec("pixels", "float32", (1, 3))), np.array([1]))
 
 
+def test_a_decoder_generates_with_its_encoders_output() -> None:
+    specs = (
+        InputSpec("input_ids", "int64", ("b", "s")),
+        InputSpec("hidden", "float32", ("b", 5, 4)),
+    )
+    hidden = np.ones((1, 5, 4), np.float32)
+    feed = token_feed(specs, np.array([1, 2]), others={"hidden": hidden})
+    assert feed["hidden"] is hidden
+
+
 def test_text_needs_a_tokenizer(tmp_path: Path) -> None:
     path = tmp_path / "text.txt"
     path.write_text("words")

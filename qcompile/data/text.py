@@ -85,7 +85,10 @@ def token_input(specs: tuple[InputSpec, ...]) -> InputSpec | None:
 
 
 def token_feed(
-    specs: tuple[InputSpec, ...], ids: npt.NDArray[np.int64], past: dict[str, Any] | None = None
+    specs: tuple[InputSpec, ...],
+    ids: npt.NDArray[np.int64],
+    past: dict[str, Any] | None = None,
+    others: Feed | None = None,
 ) -> Feed:
     """A feed for one row of token ids.
 
@@ -93,6 +96,7 @@ def token_feed(
         specs: of the model.
         ids: (n,).
         past: the cache's arrays by input name; by default it is empty.
+        others: where inputs come from that text says nothing about (an encoder's output).
 
     Raises:
         CalibrationError: an input that text says nothing about.
@@ -119,6 +123,8 @@ def token_feed(
             found = np.arange(before, before + len(ids))[None]
         elif _is_type(spec):
             found = np.zeros((1, len(ids)))
+        elif others is not None and spec.name in others:
+            found = others[spec.name]
         elif spec.dtype == "bool" and _rank(spec) in (0, 1):
             found = np.zeros((1,) * _rank(spec))
         else:
