@@ -35,6 +35,7 @@ def pass_gate(
     Raises:
         OptionError: every candidate needs a newer ONNX Runtime than --min-ort.
     """
+    fused = _all_float(found.order[0], builder, "timed for the report") if found.order else None
     first: tuple[Candidate, GateResult] | None = None
     least: float | None = None
     tried = 0
@@ -44,7 +45,7 @@ def pass_gate(
         if least is not None and candidate.sqnr_db is not None and candidate.sqnr_db <= least:
             continue
         tried += 1
-        result = _judge(job, candidate, job.limits(), reporter)
+        result = _judge(job, candidate, job.limits(), reporter, fused)
         if result.exit_code == 0:
             return candidate, result
         first = first or (candidate, result)
@@ -57,7 +58,13 @@ def pass_gate(
     return first
 
 
-def _judge(job: Job, candidate: Candidate, limits: Limits, reporter: Reporter) -> GateResult:
+def _judge(
+    job: Job,
+    candidate: Candidate,
+    limits: Limits,
+    reporter: Reporter,
+    fused: Candidate | None = None,
+) -> GateResult:
     return judge(
         job.float_path,
         candidate.build.path,
@@ -68,6 +75,7 @@ def _judge(job: Job, candidate: Candidate, limits: Limits, reporter: Reporter) -
         slices=job.options.slices,
         extremes=job.data.extremes(),
         reference=job.reference,
+        fused=None if fused is None else fused.build.path,
         rollout=job.rollout,
         threads=job.options.threads,
         budget_s=job.options.gate_time,
@@ -84,12 +92,9 @@ def _fused_float(
     It must not be slower than the user's model, but need not be as much faster as was asked of the
     quantized one.
     """
-    start, refused = first[0].build.plan, first[1]
+    refused = first[1]
     why = "nothing quantized passed the gate (--best-effort)"
-    plan = PrecisionPlan(
-        tuple(replace(c, precision=FLOAT, reason=why, pinned=False) for c in start.layers)
-    )
-    candidate = Candidate("fused float", builder.build(plan))
+    candidate = _all_float(first[0], builder, why)
     limits = replace(job.limits(), min_speedup=min(1.0, job.options.min_speedup))
     result = _judge(job, candidate, limits, reporter)
     if result.exit_code != 0:
@@ -102,6 +107,15 @@ def _fused_float(
         headline=f"{word} IN FLOAT, since nothing quantized passed the gate: {figures}",
         notes=(*result.notes, f"quantized it was {refused.headline}"),
     )
+
+
+def _all_float(first: Candidate, builder: Builder, why: str) -> Candidate:
+    """The lowering of a plan without integers."""
+    layers = first.build.plan.layers
+    plan = PrecisionPlan(
+        tuple(replace(c, precision=FLOAT, reason=why, pinned=False) for c in layers)
+    )
+    return Candidate("fused float", builder.build(plan))
 
 
 def _old_enough(job: Job, candidates: Sequence[Candidate]) -> list[Candidate]:

@@ -51,6 +51,7 @@ def judge(
     extremes: Sequence[Feed] = (),
     rollout: Rollout | None = None,
     reference: Path | None = None,
+    fused: Path | None = None,
     threads: int | None = None,
     budget_s: float = 10.0,
     speed: bool = True,
@@ -73,6 +74,7 @@ def judge(
         extremes: further feeds that it must run (the smallest and largest shapes calibrated with).
         reference: what the outputs must equal where that is not ``float_model``: a model that comes
             with Q/DQ, run as it is written.
+        fused: the float form of the artifact's lowering, timed beside the two for the report.
         rollout: how state is carried over, for models that keep some; N steps are then judged too.
         threads: threads inside an operator; None leaves the runtime's choice.
         budget_s: time for timing.
@@ -92,6 +94,7 @@ def judge(
     limits = limits or Limits()
     gate = _Gate(Path(float_model), Path(artifact), feeds, limits, threads, custom_ops, progress)
     gate.config, gate.reference, gate.provider = config, reference, provider
+    gate.fused = fused
     gate.sizes()
     if gate.opens(extremes) and gate.interface():
         gate.accuracy(list(names) or [str(i) for i in range(len(feeds))], slices or {})
@@ -139,6 +142,7 @@ class _Gate:
     loads: dict[str, LoadResult] = field(default_factory=dict)
     config: Mapping[str, str] | None = None
     reference: Path | None = None
+    fused: Path | None = None
     provider: str = CPU
 
     def sizes(self) -> None:
@@ -333,6 +337,7 @@ class _Gate:
                 self.float_model,
                 self.artifact,
                 self.feeds,
+                fused=self.fused,
                 threads=self.threads,
                 budget_s=budget_s,
                 custom_ops=self.custom_ops,

@@ -123,13 +123,21 @@ class SpeedResult:
 
 
 def measure_pair(
-    float_path: Path, artifact_path: Path, feeds: Sequence[Feed], *, load: bool = True, **more: Any
+    float_path: Path,
+    artifact_path: Path,
+    feeds: Sequence[Feed],
+    *,
+    fused: Path | None = None,
+    load: bool = True,
+    **more: Any,
 ) -> SpeedResult:
     """Time an artifact against the float model; the models are named "float" and "artifact".
 
-    See `measure_many`.
+    With ``fused`` a third model of that name is timed beside them. See `measure_many`.
     """
     paths = {"float": float_path, "artifact": artifact_path}
+    if fused is not None:
+        paths["fused"] = fused
     return measure_many(paths, feeds, load=load, **more)
 
 

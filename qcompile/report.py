@@ -77,6 +77,19 @@ class CompileReport:
             return ""
         return f"opens with ONNX Runtime {oldest['version']} or newer ({oldest['because'][0]})"
 
+    def _speed_lines(self) -> list[str]:
+        """Three speeds: what was given, the same fused, and the artifact."""
+        timed = (self.data["gate"].get("speed") or {}).get("models", {})
+        if "fused" not in timed:
+            return []
+        words = {"float": "float", "fused": "float, fused", "artifact": "artifact"}
+        parts = []
+        for key, word in words.items():
+            ratio = timed[key]["speedup"]
+            tail = "" if ratio is None else f" ({ratio['value']:.2f}x)"
+            parts.append(f"{word} {timed[key]['p50_ms']:.3g} ms{tail}")
+        return [f"  speed: {', '.join(parts)}"]
+
     def _cost_lines(self) -> list[str]:
         costs = self.data["plan"].get("costs")
         if not costs:
@@ -93,6 +106,14 @@ class CompileReport:
         left = Counter(layer["reason"] for layer in layers if layer["realised"] == FLOAT)
         reasons = [f"{count} float: {reason}" for reason, count in left.most_common(3)]
         return "; ".join([line, *reasons])
+
+    def timing_lines(self) -> list[str]:
+        """Where the time went within stages and passes, the longest first."""
+        stages = self.data["stages"]
+        parts = [(f"{s['name']}: {p['name']}", p) for s in stages for p in s.get("parts", [])]
+        passes = [(f"pass {p['name']}", p) for p in self.data["passes"]]
+        rows = sorted(((one["seconds"], name) for name, one in (*parts, *passes)), reverse=True)
+        return [f"  {seconds:7.2f} s  {name}" for seconds, name in rows[:12] if seconds >= 0.01]
 
     def summary(self) -> str:
         """The text of a run: stages, numbers, what was left alone, headlines."""
@@ -115,6 +136,7 @@ class CompileReport:
                     f"  output {output['name']}: SQNR {output['sqnr_db']:.1f} dB, "
                     f"worst sample {output['worst_sqnr_db']:.1f} dB ({output['worst_sample']})"
                 )
+        lines += self._speed_lines()
         stages = ", ".join(f"{s['name']} {s['seconds']:.1f} s" for s in data["stages"])
         lines.append(f"  time: {stages}; {sum(s['seconds'] for s in data['stages']):.1f} s in all")
         if runtime := self._runtime_line():

@@ -51,7 +51,7 @@ def write_artifact(
     taken: Candidate,
     gate: GateResult,
     key: Mapping[str, Any],
-    seconds: Mapping[str, float],
+    stages: Sequence[Mapping[str, Any]],
     output: Path,
 ) -> tuple[CompileReport, int]:
     """Fill ``folder``; returns the report and the exit code.
@@ -134,7 +134,7 @@ def write_artifact(
         "gate": gate.to_dict(),
         "passes": passes_as_data((*job.prepared.records, *build.records)),
         "notes": notes_as_data((*job.prepared.notes, *learned.notes, *build.notes)),
-        "stages": [{"name": k, "seconds": round(v, 3)} for k, v in seconds.items()],
+        "stages": list(stages),
         "machine": describe_machine(),
         "versions": describe_versions(),
         "seed": job.options.seed,

@@ -157,5 +157,5 @@ def command(
     options = make_options(**values)
     with Progress(quiet=quiet or output_format == "json", verbose=verbose) as progress:
         result = compile_with(Path(path), options, progress)
-    write_outcome(result, output_format, quiet)
+    write_outcome(result, output_format, quiet, verbose)
     return result.exit_code

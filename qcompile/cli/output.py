@@ -111,12 +111,16 @@ def check_line(state: str, name: str, text: str) -> str:
     return f"  {word:<4}  {name}: {text}"
 
 
-def write_outcome(result: CompileResult, output_format: str, quiet: bool) -> None:
-    """Print the result to standard output in one of ``FORMATS``."""
+def write_outcome(
+    result: CompileResult, output_format: str, quiet: bool, verbose: bool = False
+) -> None:
+    """Print the result to standard output in one of ``FORMATS``; ``verbose`` adds where time went."""
     if output_format == "json":
         print(result.report.to_json(), end="")
         return
     text = "\n".join(result.headlines()) if quiet else result.summary()
+    if verbose and not quiet:
+        text = "\n".join([*result.report.timing_lines(), text])
     if output_format == "github":
         kind = {0: "notice", 3: "error"}.get(result.exit_code, "warning")
         print(text)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from qcompile.build import Builder
-from qcompile.ir.errors import OptionError, PassError
+from qcompile.ir.errors import BudgetError, OptionError, PassError
 from qcompile.ir.plan import FLOAT, PrecisionPlan
 from qcompile.job import Job
 from qcompile.planner.costing import elsewhere, estimated_costs, job_costs, read_costs
@@ -20,9 +20,11 @@ from qcompile.planner.grouped import measure_model
 from qcompile.planner.problem import LABELS, Problem
 from qcompile.planner.race import Candidate, Race
 from qcompile.planner.replan import solve_measured
-from qcompile.planner.sweep import pareto, pareto_json
+from qcompile.planner.sensitivity import Sensitivity
+from qcompile.planner.sweep import pareto, pareto_json, solve_budget
 from qcompile.planner.units import full_plan, units
 from qcompile.reporter import Reporter
+from qcompile.stopwatch import Stopwatch
 
 __all__ = ["Proposer"]
 
@@ -32,6 +34,8 @@ COST_SECONDS = {"fast": 3.0, "default": 8.0, "max": 40.0}
 """Time for measuring costs."""
 STEPS_DB = (3.0, 8.0, 15.0)
 """Accuracies to aim at beyond the best integer candidate's, in dB."""
+LATENCY_MARGIN = 0.95
+"""A plan is aimed a little below --max-latency: predictions are off by some percent."""
 ENOUGH_DB = 40.0
 """A candidate this accurate needs no better one."""
 
@@ -44,10 +48,16 @@ class Proposer:
     """
 
     def __init__(
-        self, job: Job, builder: Builder, race: Race, start: PrecisionPlan, reporter: Reporter
+        self,
+        job: Job,
+        builder: Builder,
+        race: Race,
+        start: PrecisionPlan,
+        reporter: Reporter,
+        watch: Stopwatch | None = None,
     ) -> None:
         self._job, self._builder, self._race, self._start = job, builder, race, start
-        self._reporter = reporter
+        self._reporter, self._watch = reporter, watch or Stopwatch()
         self._seconds = job.options.search_time or SECONDS[job.options.effort]
         self._units = units(job.prepared.sites)
         self._session: GatedSession | None = None
@@ -86,16 +96,16 @@ class Proposer:
 
     def propose(self, known: Sequence[Candidate], needed_db: float) -> list[Candidate]:
         """Plans beside those known, judged for accuracy and not yet timed."""
+        made = self._within_latency(known)
         best = max((c.sqnr_db for c in known if c.sqnr_db is not None), default=None)
         if best is None or best > ENOUGH_DB:
-            return []
+            return made
         problem, session = self.problem, self._session
         if session is None:  # gated in groups: no session is every plan, so none can be measured
-            return []
+            return made
         first = needed_db if needed_db > best else max(needed_db, best - STEPS_DB[0])
         goals = [first, *(best + step for step in STEPS_DB)]
-        made: list[Candidate] = []
-        seen = {_key(c.build.plan) for c in known}
+        seen = {_key(c.build.plan) for c in (*known, *made)}
         for count, goal in enumerate(goals):
             trial, _ = solve_measured(
                 problem,
@@ -107,14 +117,52 @@ class Proposer:
             self._reporter.advance(count + 1, len(goals))
             if trial is None or all(v == FLOAT for v in trial.point.labels.values()):
                 continue
-            sites = self._job.prepared.sites
-            plan = self._pinned(plan_of_labels(sites, self._units, problem, trial.point.labels))
+            plan = self._plan(trial.point.labels)
             if _key(plan) not in seen:
                 seen.add(_key(plan))
                 made.append(self._race.accuracy(f"cut for {goal:.0f} dB", plan))
         return made
 
+    def _within_latency(self, known: Sequence[Candidate]) -> list[Candidate]:
+        """The plan of least error that is predicted within --max-latency, unless it is known.
+
+        The limit is one of the clock of today: it is taken as a share of float's latency in the race.
+        """
+        limit = self._job.options.max_latency
+        timed = next((c for c in known if c.ms is not None and c.speedup is not None), None)
+        if limit is None or timed is None or timed.ms is None or timed.speedup is None:
+            return []
+        problem = self.problem  # measures the costs that the next line reads
+        share = limit * LATENCY_MARGIN / (timed.ms * timed.speedup)
+        try:
+            point = solve_budget(problem, max_latency_ns=round(share * self._float_ns()))
+        except BudgetError as e:
+            self._reporter.note(f"--max-latency: {e}")
+            return []
+        plan = self._plan(point.labels)
+        if all(v == FLOAT for v in point.labels.values()) or _key(plan) in {
+            _key(c.build.plan) for c in known
+        }:
+            return []
+        return [self._race.accuracy(f"cut for {limit:g} ms", plan)]
+
+    def _plan(self, labels: Mapping[str, str]) -> PrecisionPlan:
+        sites = self._job.prepared.sites
+        return self._pinned(plan_of_labels(sites, self._units, self.problem, labels))
+
     def _measured(self) -> Problem:
+        with self._watch("sensitivities"):
+            sensitivities = self._sensitivities()
+        with self._watch("costs"):
+            self.costs = self._costs()
+        return problem_from_graph(
+            self._units,
+            self.costs.latencies([name for u in self._units for name in u.origins]),
+            sensitivities,
+            pins={c.origin: c.precision for c in self._start.layers if c.pinned},
+        )
+
+    def _sensitivities(self) -> Mapping[str, Sensitivity]:
         options, prepared = self._job.options, self._job.prepared
         quantized, _ = self._builder.portable(full_plan(prepared.sites))
         found = measure_model(
@@ -129,13 +177,7 @@ class Proposer:
             progress=self._reporter.advance,
         )
         self._session = found.session
-        self.costs = self._costs()
-        return problem_from_graph(
-            self._units,
-            self.costs.latencies([name for u in self._units for name in u.origins]),
-            found.sensitivities.filled(self._units),
-            pins={c.origin: c.precision for c in self._start.layers if c.pinned},
-        )
+        return found.sensitivities.filled(self._units)
 
     def _float_ns(self) -> float:
         if self.costs is None:

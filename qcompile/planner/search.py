@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from math import inf
 
 from qcompile.build import Builder
 from qcompile.ir.plan import INT8, INT8_DYNAMIC, PrecisionPlan
 from qcompile.job import Job
+from qcompile.options import Options
 from qcompile.planner.costing import elsewhere
 from qcompile.planner.costs import Costs
 from qcompile.planner.propose import Proposer
@@ -19,6 +21,8 @@ from qcompile.planner.race import Candidate, Race
 from qcompile.planner.refine import refine
 from qcompile.planner.units import units
 from qcompile.reporter import Reporter
+from qcompile.sizes import model_bytes
+from qcompile.stopwatch import Stopwatch
 
 __all__ = ["Found", "needed_db", "search"]
 
@@ -53,7 +57,13 @@ class Found:
 
 
 def search(
-    job: Job, builder: Builder, start: PrecisionPlan, *, replay: bool, reporter: Reporter
+    job: Job,
+    builder: Builder,
+    start: PrecisionPlan,
+    *,
+    replay: bool,
+    reporter: Reporter,
+    watch: Stopwatch | None = None,
 ) -> Found:
     """Propose plans, race them, order them.
 
@@ -63,7 +73,9 @@ def search(
         start: everything integer that can be, with the user's pins.
         replay: take ``start`` as it is (``--locked``, ``--from``).
         reporter: is told how far it is.
+        watch: is told where the time goes.
     """
+    watch = watch or Stopwatch()
     race = Race(
         builder,
         job.float_path,
@@ -73,27 +85,34 @@ def search(
         SECONDS_EACH[job.options.effort],
         job.reference,
     )
-    first = race.accuracy("all that can be integer", start)
+    with watch("build and compare"):
+        first = race.accuracy("all that can be integer", start)
     if replay:
         how = "replayed from the lock" if job.base is None else "carried over with --from"
         return Found((first,), (first,), how)
     if all(layer.pinned for layer in start.layers):
-        better = refine(job, builder, race, [first], reporter)
+        with watch("refit"):
+            better = refine(job, builder, race, [first], reporter)
         return Found((*better, first), (first, *better), "every layer is pinned by the user")
     candidates = [first]
-    for name, plan in _variants(job, start):
-        candidates.append(race.accuracy(name, plan))
+    with watch("build and compare"):
+        for name, plan in _variants(job, start):
+            candidates.append(race.accuracy(name, plan))
     reporter.advance(0.3, 1.0)
-    proposer = Proposer(job, builder, race, start, reporter)
+    proposer = Proposer(job, builder, race, start, reporter, watch)
     # With given costs nothing depends on a clock: the same costs give the same plan. And what is
     # fast on another kind of CPU cannot be timed on this one.
     by_clock = job.options.costs is None and not elsewhere(job)
     judged = race.time if by_clock else proposer.predict
-    candidates = judged(candidates)
+    with watch("time candidates"):
+        candidates = judged(candidates)
     if job.options.effort != "fast" or not _ordered(candidates, job, strict=True):
-        proposed = proposer.propose(candidates, needed_db(job))
-        candidates += judged(proposed) if proposed else []
-    candidates += refine(job, builder, race, _ordered(candidates, job), reporter)
+        with watch("minimum cuts"):
+            proposed = proposer.propose(candidates, needed_db(job))
+        with watch("time candidates"):
+            candidates += judged(proposed) if proposed else []
+    with watch("refit"):
+        candidates += refine(job, builder, race, _ordered(candidates, job), reporter)
     order = _ordered(candidates, job)
     how = _how(order) if order else "nothing that was tried can run"
     return Found(
@@ -136,17 +155,39 @@ def _variants(job: Job, start: PrecisionPlan) -> list[tuple[str, PrecisionPlan]]
 def _ordered(
     candidates: Sequence[Candidate], job: Job, *, strict: bool = False
 ) -> tuple[Candidate, ...]:
-    """Those that keep the limits by worth, then (unless ``strict``) the others by accuracy."""
+    """Those that keep the limits by worth, then (unless ``strict``) the others by accuracy.
+
+    With a limit on latency and none on accuracy, the most accurate that keeps it comes first.
+    """
     able = [c for c in candidates if not c.refused and c.speedup is not None]
     needed = needed_db(job)
     good = [c for c in able if c.sqnr_db is None or c.sqnr_db >= needed]
     fast = [c for c in good if (c.speedup or 0.0) >= job.options.min_speedup]
-    first = sorted(fast, key=lambda c: -c.worth())
+    fast = [c for c in fast if not any(_excess(c, job.options))]
+    asked = job.options
+    accuracy_is_open = (
+        asked.max_latency is not None and asked.min_sqnr is None and asked.max_drop is None
+    )
+    first = sorted(fast, key=lambda c: (-_db(c) if accuracy_is_open else 0.0, -c.worth()))
     if strict:
         return tuple(first)
     rest = [c for c in able if c not in first]
-    rest.sort(key=lambda c: (c not in good, -(c.sqnr_db or 0.0)))
+    rest.sort(key=lambda c: (c not in good, *_excess(c, job.options), -(c.sqnr_db or 0.0)))
     return tuple(first + rest)
+
+
+def _db(candidate: Candidate) -> float:
+    return inf if candidate.sqnr_db is None else candidate.sqnr_db
+
+
+def _excess(candidate: Candidate, options: Options) -> tuple[float, float]:
+    """How far a candidate is above --max-latency (ms) and --max-size (bytes), before the gate."""
+    late, large = 0.0, 0.0
+    if options.max_latency is not None:
+        late = max(0.0, (inf if candidate.ms is None else candidate.ms) - options.max_latency)
+    if options.max_size is not None:
+        large = max(0.0, float((model_bytes(candidate.build.path) or 0) - options.max_size))
+    return late, large
 
 
 def _how(order: Sequence[Candidate]) -> str:
