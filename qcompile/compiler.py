@@ -16,7 +16,7 @@ from qcompile.backends.tables import get_target
 from qcompile.build import Builder
 from qcompile.even_out import even_out
 from qcompile.ir.save import save_model
-from qcompile.job import Job, gather, start_plan
+from qcompile.job import Job, doubted, gather, start_plan
 from qcompile.learned import find_learned
 from qcompile.options import Options, make_options
 from qcompile.planner.search import search
@@ -101,6 +101,7 @@ def compile_with(source: Any, options: Options, reporter: Reporter | None = None
             prepared = prepare(source, target, options)
         with stages("read data"):
             data = gather(prepared, options)
+        data = doubted(prepared, data, options, work)
         key = fingerprint(prepared, data, options)
         previous = up_to_date(output, key, options)
         if previous is not None:

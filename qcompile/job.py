@@ -9,6 +9,7 @@ import numpy as np
 
 from qcompile.backends.ort import AS_WRITTEN, Session, open_session
 from qcompile.data.inputs import Feed
+from qcompile.data.plausible import doubts
 from qcompile.data.sources import FeedSet, open_feeds
 from qcompile.data.subset import diverse_indices, every_fourth, hold_back
 from qcompile.data.text import text_recipe
@@ -25,7 +26,10 @@ from qcompile.retrain import Base
 from qcompile.rollout import Rollout
 from qcompile.scores import Metric, make_metric
 
-__all__ = ["Data", "Job", "gather", "start_plan"]
+__all__ = ["Data", "Job", "doubted", "gather", "start_plan"]
+
+PLAUSIBLE = 4
+"""Samples that are looked at for whether they resemble what the input expects."""
 
 SELECTION = 8
 """Samples of the calibration data on which plans are compared with one another."""
@@ -163,6 +167,15 @@ def gather(prepared: Prepared, options: Options) -> Data:
     metric = make_metric(options, prepared.inputs, kept)
     findings += feeds.notes
     return Data(kept, gate, metric, digest, tuple(findings))
+
+
+def doubted(prepared: Prepared, data: Data, options: Options, work: Path) -> Data:
+    """The data with a finding for all that speaks against them as the model's input."""
+    if data.random:
+        return data
+    feeds = data.selection()[:PLAUSIBLE]
+    told = doubts(prepared.loaded.model, feeds, work, options.custom_ops)
+    return replace(data, findings=(*data.findings, *told))
 
 
 def start_plan(job: Job, ranges: dict[str, TensorRange], lock: Lock | None) -> PrecisionPlan:

@@ -45,7 +45,8 @@ class LayerChoice:
             (a linear ratio: 0.01 means 20 dB), None when not measured.
         float_ns: measured latency of the float form in nanoseconds, None when not measured.
         int_ns: measured latency of the integer form in nanoseconds, None when not measured.
-        pinned: chosen by the user; no planner may change it.
+        pinned: chosen by the user, or for a reason that no measurement shows; no planner may change
+            it.
     """
 
     origin: str

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+import numpy as np
 import onnx_ir as oir
 
+from qcompile.ir.affine import TensorRange
 from qcompile.ir.manager import CompileState
 from qcompile.ir.plan import FLOAT, LayerChoice, PrecisionPlan
 from qcompile.passes.integer_region import pairs
 from qcompile.passes.quantizable import Site, classify
 
 __all__ = ["default_plan"]
+
+MIXED = 16.0
+"""Ranges this many times apart leave the smaller less than 4 of 8 bits under one scale."""
 
 
 def default_plan(state: CompileState) -> PrecisionPlan:
@@ -22,7 +29,10 @@ def default_plan(state: CompileState) -> PrecisionPlan:
     owners = pairs(sites)
     form = state.target.precision
     able = {s.node: s for s in sites if not s.reason and s.node not in owners}
-    refusals = _shrink(able, owners)
+    mixed = {s.node: why for s in able.values() if (why := _mixed_ranges(s, state.ranges))}
+    for node in mixed:
+        del able[node]
+    refusals = {**mixed, **_shrink(able, owners)}
     layers = []
     for site in sites:
         precision, reason = FLOAT, site.reason
@@ -35,8 +45,33 @@ def default_plan(state: CompileState) -> PrecisionPlan:
             precision, reason = form, _why(site)
         elif not reason:
             reason = refusals[site.node]
-        layers.append(LayerChoice(site.origin, site.op_type, precision, reason))
+        fixed = site.node in mixed
+        layers.append(LayerChoice(site.origin, site.op_type, precision, reason, pinned=fixed))
     return PrecisionPlan(tuple(layers))
+
+
+def _mixed_ranges(site: Site, ranges: Mapping[str, TensorRange]) -> str:
+    """Why a Concat must not be integer: boxes beside scores, which one scale would round to nothing.
+
+    No measurement at the output would tell, since the large values are all that it sees.
+    """
+    if site.op_type != "Concat":
+        return ""
+    widths = {
+        name: float(np.max(found.high) - np.min(found.low))
+        for name in site.activation_names
+        if (found := ranges.get(name)) is not None
+    }
+    wide = {name: width for name, width in widths.items() if width > 0}
+    if len(wide) < 2:
+        return ""
+    least, most = min(wide, key=wide.__getitem__), max(wide, key=wide.__getitem__)
+    if wide[most] <= MIXED * wide[least]:
+        return ""
+    return (
+        f"kept apart: '{most}' is {wide[most] / wide[least]:.0f} times as wide as '{least}', and its "
+        "result has one scale"
+    )
 
 
 def _why(site: Site) -> str:

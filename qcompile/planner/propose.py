@@ -185,8 +185,10 @@ class Proposer:
         return float(self.costs.original_ns)
 
     def _pinned(self, plan: PrecisionPlan) -> PrecisionPlan:
-        pins = {c.origin: c.precision for c in self._start.layers if c.pinned}
-        return plan.pin(pins, "pinned by the user") if pins else plan
+        for choice in self._start.layers:
+            if choice.pinned:
+                plan = plan.pin({choice.origin: choice.precision}, choice.reason)
+        return plan
 
     def _costs(self) -> Costs:
         """From the user's file; estimated for a device that is not here; else measured.

@@ -75,3 +75,34 @@ def test_the_users_pins_stand_and_unknown_selectors_name_the_nearest() -> None:
         OptionError, match=r"selector 'n_z' matches no quantizable node.*nearest: n_y"
     ):
         plan.pin({"n_z": INT8})
+
+
+HEAD = """g (float[1,3,8,8] x) => (float[1,8,6,6] found, float[1,4,4,4] y) {
+    a = Conv (x, w)
+    b = Relu (a)
+    far = Conv <pads = [1, 1, 1, 1]> (b, w2)
+    near = Conv <pads = [1, 1, 1, 1]> (b, w2)
+    scores = Sigmoid (near)
+    boxes = Mul (far, stride)
+    found = Concat <axis = 1> (boxes, scores)
+    both = Concat <axis = 1> (boxes, scores)
+    y = Conv (both, w3)
+}"""
+"""As a detector ends: boxes in pixels beside scores, here read by another Conv too."""
+
+
+def test_boxes_and_scores_are_kept_apart_and_the_tail_stays_float() -> None:
+    rng = np.random.default_rng(0)
+    shapes = {"w": W.shape, "w2": W2.shape}
+    arrays = {n: rng.normal(0, 0.1, s).astype(np.float32) for n, s in shapes.items()}
+    arrays |= {"w3": np.ones((4, 8, 3, 3), np.float32), "stride": np.asarray(320, np.float32)}
+    state = state_of(text_model(HEAD, **arrays))
+    found = {layer.origin: layer for layer in default_plan(state).layers}
+    assert found["n_far"].precision == found["n_near"].precision == INT8
+    for name in ("n_found", "n_both"):
+        assert found[name].precision == FLOAT and found[name].pinned
+        assert "times as wide as 'scores', and its result has one scale" in found[name].reason
+    assert found["n_scores"].precision == found["n_boxes"].precision == FLOAT
+    even = text_model(HEAD, **{**arrays, "stride": np.asarray(1, np.float32)})
+    layers = default_plan(state_of(even)).by_origin()
+    assert not layers["n_both"].pinned and layers["n_both"].precision == INT8
