@@ -169,7 +169,8 @@ Q.graph = (() => {
     }
     const tally = {};
     kinds.forEach((k) => { tally[k] = (tally[k] || 0) + 1; });
-    const words = {int8: "INT8", dynamic: "INT8, scales at run time", float: "float", other: "no choice (shapes, moves, inputs)"};
+    const integer = [...new Set(Q.data.layers.map((x) => x.realised).filter((w) => Q.kind(w) === "int8"))].sort();
+    const words = {int8: integer.join(", ").toUpperCase(), dynamic: "INT8, scales at run time", float: "float", other: "no choice (shapes, moves, inputs)"};
     for (const [k, what] of Object.entries(words)) if (tally[k]) entry(colours[k], `${what} (${tally[k]})`);
     if (Q.data.layers.some((x) => x.requested !== x.realised)) shown.append(Q.make("span", {}, "dashed: not as requested"));
   }

@@ -189,7 +189,7 @@ def _sample(sample: Report) -> dict[str, Any]:
         elif output["kind"] == "boxes":
             shown["drawn"] = [
                 {"title": title, "boxes": [_corner(b) for b in output[key]]}
-                for title, key in (("float", "float"), ("INT8", "artifact"))
+                for title, key in (("float", "float"), ("artifact", "artifact"))
             ]
         outputs.append(shown)
     return dict(sample) | {"outputs": outputs}
