@@ -19,6 +19,7 @@ from qcompile.ir.target import Target
 from qcompile.learning import Learned
 from qcompile.passes.correct_bias import CorrectBias
 from qcompile.passes.insert_qdq import InsertQDQ
+from qcompile.passes.lint_numbers import LintNumbers
 from qcompile.passes.prepare import runtime_passes
 
 __all__ = ["Build", "Builder"]
@@ -72,7 +73,7 @@ class Builder:
     disabled: frozenset[str] = frozenset()
     learned: Learned = NOTHING_LEARNED
     given: Given = NOTHING_GIVEN
-    quantize_passes: tuple[Pass, ...] = (CorrectBias(), InsertQDQ())
+    quantize_passes: tuple[Pass, ...] = (CorrectBias(), InsertQDQ(), LintNumbers())
     config: Mapping[str, str] = field(default_factory=dict)
     _made: dict[tuple[tuple[str, str], ...], Build] = field(default_factory=dict)
 

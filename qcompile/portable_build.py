@@ -15,6 +15,7 @@ from qcompile.ir.save import save_model
 from qcompile.passes.cast_half import CastHalf
 from qcompile.passes.correct_bias import CorrectBias
 from qcompile.passes.insert_qdq import InsertQDQ
+from qcompile.passes.lint_numbers import LintNumbers
 from qcompile.passes.round_scales import RoundScales
 from qcompile.passes.widen_bf16 import WidenBf16
 
@@ -24,8 +25,8 @@ __all__ = ["PortableBuilder", "portable_passes"]
 def portable_passes(rest: str) -> tuple[Pass, ...]:
     """The QUANTIZE passes; what stays float becomes ``rest`` ("fp32", "fp16", "bf16")."""
     if rest == "fp32":
-        return (CorrectBias(), InsertQDQ())
-    return (CorrectBias(), RoundScales(rest), InsertQDQ(), CastHalf(rest))
+        return (CorrectBias(), InsertQDQ(), LintNumbers())
+    return (CorrectBias(), RoundScales(rest), InsertQDQ(), LintNumbers(), CastHalf(rest))
 
 
 @dataclass
