@@ -11,15 +11,12 @@ from typing import Any
 import numpy as np
 
 from qcompile.artifact import MODEL, PORTABLE, Artifact, open_artifact
-from qcompile.backends.ort import Session, open_session
+from qcompile.backends.ort import AS_WRITTEN, Session, open_session
 from qcompile.data.inputs import Feed
 from qcompile.ir.errors import ModelError, OutputError
 from qcompile.ir.read import open_source, parse
 
 __all__ = ["AS_WRITTEN", "Subject", "find_float_model", "open_subject", "stored_samples"]
-
-AS_WRITTEN = {"session.disable_quant_qdq": "1"}
-"""Session options under which a Q/DQ model computes what its nodes say, without integer kernels."""
 
 REJECTED = "rejected"
 
