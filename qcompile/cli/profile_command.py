@@ -7,8 +7,8 @@ from typing import Any
 
 import click
 
-from qcompile.cli.flags import SETTINGS, path_argument
-from qcompile.cli.output import Progress
+from qcompile.cli.flags import SETTINGS, json_flag, path_argument
+from qcompile.cli.output import Progress, print_json
 from qcompile.ir.errors import OutputError
 from qcompile.options import make_options
 
@@ -34,12 +34,14 @@ __all__ = ["command"]
     help="File to write.",
 )
 @click.option("-q", "--quiet", is_flag=True, help="Only the name of the file.")
+@json_flag
 def command(
     source: Path,
     seconds: str,
     batch: int | None,
     output: Path,
     quiet: bool,
+    as_json: bool,
     **given: Any,
 ) -> int:
     r"""Measure what each layer of SOURCE costs in each form, and each conversion, on this machine.
@@ -54,7 +56,7 @@ def command(
     from qcompile.units import parse_seconds
 
     options = make_options(**given)
-    with Progress(quiet=quiet) as progress:
+    with Progress(quiet=quiet or as_json) as progress:
         progress.stage("profile")
         costs = profile(
             source,
@@ -67,6 +69,10 @@ def command(
         output.write_text(costs.to_json(), encoding="utf-8", newline="\n")
     except OSError as e:
         raise OutputError(f"'{output}' cannot be written ({e.strerror or e}); give -o") from e
+    if as_json:
+        totals = dict(costs.totals_ns)
+        print_json({"output": str(output), "measured": costs.text(), "totals_ns": totals})
+        return 0
     if not quiet:
         print(costs.text())
         for name, ns in costs.totals_ns.items():

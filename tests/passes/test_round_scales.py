@@ -19,11 +19,11 @@ from qcompile.passes.widen_bf16 import WidenBf16
 from qcompile.planner.default import default_plan
 from tests.passes.qdq_models import feed_for, run, sqnr_db, state_of, text_model
 
-RNG = np.random.default_rng(11)
 TYPES = {"fp16": oir.DataType.FLOAT16, "bf16": oir.DataType.BFLOAT16}
 
 
 def _model(opset: int = 22) -> onnx.ModelProto:
+    rng = np.random.default_rng(11)
     return text_model(
         """g (float[1, 16, 8, 8] x) => (float[1, 16, 8, 8] y) {
             a = Conv <pads = [1, 1, 1, 1]> (x, w1, bias)
@@ -31,9 +31,9 @@ def _model(opset: int = 22) -> onnx.ModelProto:
             y = Conv <pads = [1, 1, 1, 1]> (r, w2)
         }""",
         opset,
-        w1=(RNG.standard_normal((16, 16, 3, 3)) * 0.2).astype(np.float32),
-        w2=(RNG.standard_normal((16, 16, 3, 3)) * 0.2).astype(np.float32),
-        bias=RNG.standard_normal(16).astype(np.float32),
+        w1=(rng.standard_normal((16, 16, 3, 3)) * 0.2).astype(np.float32),
+        w2=(rng.standard_normal((16, 16, 3, 3)) * 0.2).astype(np.float32),
+        bias=rng.standard_normal(16).astype(np.float32),
     )
 
 
