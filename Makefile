@@ -33,6 +33,7 @@ lint: $(VENV)/.lint
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 	$(PY) -m mypy models
+	$(PY) -m mypy benchmarks
 
 docs: $(VENV)/.docs
 	$(PY) -m mkdocs build --quiet
