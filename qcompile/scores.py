@@ -130,7 +130,7 @@ def make_metric(
     if script.endswith(".py"):
         loaded = _load_function(Path(script), function)
         return Metric(
-            asked, loaded, _direction(options, bool(getattr(loaded, "lower_is_better", False)))
+            function, loaded, _direction(options, bool(getattr(loaded, "lower_is_better", False)))
         )
     if asked not in BUILT_IN:
         near = difflib.get_close_matches(asked, BUILT_IN, n=1)
