@@ -9,6 +9,8 @@ else
 BIN := $(VENV)/bin
 endif
 PY  := $(BIN)/python
+# As many workers as cores; a file's tests stay together, since they share models.
+PARALLEL ?= -n auto --dist loadfile
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check
 
 .PHONY: help demo test lint docs recipes wheel-test floor-test clean
@@ -26,7 +28,7 @@ demo: $(VENV)/.cpu
 	$(BIN)/qcompile demo
 
 test: $(VENV)/.test
-	$(PY) -m pytest
+	$(PY) -m pytest $(PARALLEL)
 
 lint: $(VENV)/.lint
 	$(PY) -m ruff check .

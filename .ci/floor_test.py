@@ -49,7 +49,7 @@ def main() -> int:
     steps = [
         [*command, "-m", "venv", str(FOLDER)],
         [str(python), "-m", "pip", "install", "--quiet", "-c", floor, "-e", ".[cpu,test]"],
-        [str(python), "-m", "pytest"],
+        [str(python), "-m", "pytest", "-n", "auto", "--dist", "loadfile"],
     ]
     for step in steps:
         print("$", *step, flush=True)
