@@ -18,6 +18,12 @@ __all__ = ["refine"]
 GAIN_DB = 0.2
 """What a refit must gain on selection samples to be taken."""
 
+SAME_SPEED = 0.03
+"""Speed-ups closer than this share are within the noise of the race."""
+
+SAME_DB = 1.0
+"""Accuracies closer than this are what a refit evens out."""
+
 
 @dataclass(frozen=True)
 class _Effort:
@@ -58,13 +64,26 @@ def refine(
 
 
 def _promising(order: Sequence[Candidate], most: int) -> list[Candidate]:
-    """The first, the fastest (whose accuracy may have been all that spoke against it), the next."""
+    """The first, the fastest (whose accuracy may have been all that spoke against it), the next.
+
+    One that is as fast and as accurate as another of them would only be refitted to the same.
+    """
     fastest = max(order, key=lambda c: c.speedup or 0.0, default=None)
     found: list[Candidate] = []
     for candidate in (*order[:1], *(() if fastest is None else (fastest,)), *order):
-        if all(candidate is not known for known in found):
+        if not any(_alike(candidate, known) for known in found):
             found.append(candidate)
     return found[:most]
+
+
+def _alike(one: Candidate, other: Candidate) -> bool:
+    if one is other:
+        return True
+    if None in (one.speedup, other.speedup, one.sqnr_db, other.sqnr_db):
+        return False
+    ratio = (one.speedup or 1.0) / (other.speedup or 1.0)
+    apart = abs((one.sqnr_db or 0.0) - (other.sqnr_db or 0.0))
+    return abs(ratio - 1.0) < SAME_SPEED and apart < SAME_DB
 
 
 def _refitted(

@@ -1,0 +1,34 @@
+"""Which candidates are worth a refit."""
+
+from __future__ import annotations
+
+from typing import cast
+
+from qcompile.build import Build
+from qcompile.planner.race import Candidate
+from qcompile.planner.refine import _promising
+
+
+def candidate(name: str, speedup: float | None, sqnr_db: float | None) -> Candidate:
+    return Candidate(name, cast(Build, None), speedup=speedup, sqnr_db=sqnr_db)
+
+
+def names(order: list[Candidate], most: int = 2) -> list[str]:
+    return [c.name for c in _promising(order, most)]
+
+
+def test_the_first_and_the_fastest() -> None:
+    order = [candidate("a", 2.0, 20.0), candidate("b", 1.9, 25.0), candidate("c", 2.5, 8.0)]
+    assert names(order) == ["a", "c"]
+    assert names(order, 3) == ["a", "c", "b"]
+
+
+def test_one_that_is_as_fast_and_as_accurate_is_not_refitted_again() -> None:
+    order = [candidate("a", 2.00, 14.0), candidate("b", 2.02, 14.3), candidate("c", 1.8, 20.0)]
+    assert names(order) == ["a", "c"]
+    assert names([candidate("a", 2.00, 14.0), candidate("b", 2.02, 16.0)]) == ["a", "b"]
+
+
+def test_what_was_not_judged_is_like_nothing_else() -> None:
+    assert names([candidate("a", None, 14.0), candidate("b", None, 14.0)]) == ["a", "b"]
+    assert names([]) == []
