@@ -148,5 +148,7 @@ def _kept(base: Row, row: Row) -> str:
 def _told(row: Row | None, threads: int) -> str:
     if row is None:
         return "none"
-    found = f"{row.score:.3f}" if row.score is not None else f"{figure(row.sqnr_db, 1)} dB"
-    return f"{row.tool} {row.speedup[threads]:.2f}x, {found}"
+    found = [f"{row.tool} {row.speedup[threads]:.2f}x"]
+    found += [] if row.score is None else [f"{row.score:.3f}"]
+    found += [] if row.sqnr_db is None else [f"{row.sqnr_db:.1f} dB"]
+    return ", ".join(found)

@@ -164,6 +164,7 @@ def test_an_artifact_that_does_not_open_is_a_row(
     able = versus.judge_all(case, held, {"float": model, "same": model, "bad": bad}, rows)
     assert list(able) == ["float", "same"]
     assert rows["bad"].fault.startswith("refused by ONNX Runtime: ")
+    assert rows["bad"].fault.count("ONNX Runtime") == 1
     assert rows["same"].sqnr_db == 200
 
 
@@ -268,7 +269,8 @@ def test_the_summary(tables: ModuleType) -> None:
     unread = tables.Row("n", "float", fault="no such file")
     text = tables.summary_table([base, ours, baseline, *peers, failed, unread], 1)
     assert text.splitlines()[2:] == [
-        "| m | 2 | 2.00x | 0.900 -> 0.900 | 50% | fair 1.50x, 0.890 | fair 1.50x, 0.890 |",
+        "| m | 2 | 2.00x | 0.900 -> 0.900 | 50% "
+        "| fair 1.50x, 0.890, 20.0 dB | fair 1.50x, 0.890, 20.0 dB |",
         "| n |  | no such file |  |  |  |  |",
     ]
 
