@@ -33,10 +33,11 @@ class Moments:
 
     Args:
         centred: take the means out; False where no bias could make up for them.
+        products: keep covariances, d x d each; without them there are means alone.
     """
 
-    def __init__(self, *, centred: bool = True) -> None:
-        self._centred = centred
+    def __init__(self, *, centred: bool = True, products: bool = True) -> None:
+        self._centred, self._kept = centred, products
         self._weight = 0.0
         self._reference = np.zeros((0, 0), np.float32)
         self._sums = np.zeros((2, 0, 0))
@@ -56,19 +57,25 @@ class Moments:
             mean = exact.mean(axis=2, dtype=np.float64).astype(np.float32)
             self._reference = mean if self._centred else np.zeros_like(mean)
             self._sums = np.zeros((2, groups, d))
-            self._products = np.zeros((2, groups, d, d))
+            if self._kept:
+                self._products = np.zeros((2, groups, d, d))
         root = np.sqrt(weights)
         x = (exact - self._reference[:, :, None]) * root
         y = (noisy - self._reference[:, :, None]) * root
         self._sums[0] += np.matmul(x, root)
         self._sums[1] += np.matmul(y, root)
-        self._products[0] += np.matmul(x, y.transpose(0, 2, 1))
-        self._products[1] += np.matmul(y, y.transpose(0, 2, 1))
+        if self._kept:
+            self._products[0] += np.matmul(x, y.transpose(0, 2, 1))
+            self._products[1] += np.matmul(y, y.transpose(0, 2, 1))
         self._weight += float(weights.sum(dtype=np.float64))
 
     def _offset(self, which: int) -> Array:
         offset = self._sums[which] / self._weight
         return offset if self._centred else np.zeros_like(offset)
+
+    def finite(self) -> bool:
+        """Whether no value was infinite or NaN."""
+        return bool(np.isfinite(self._sums).all() and np.isfinite(self._products).all())
 
     @property
     def exact_mean(self) -> Array:

@@ -247,15 +247,19 @@ class _Refit:
     ) -> list[_Choice]:
         """What the layer could become, judged."""
         shiftable = layer.shiftable[reader]
-        moments = Moments(centred=shiftable)
+        # A wide layer's covariance is not kept whole: its bias alone is refitted.
+        whole = len(layer.sites) == 1 and layer.sources[0].blocks == 1
+        if not shiftable and not whole:
+            return []
+        moments = Moments(centred=shiftable, products=whole)
         for exact, seen in self._samples(layer, reader, at, exact_at, teach=True):
             moments.update(exact, seen, position_weights(_outputs(layer.real, exact)))
-        if not np.isfinite(moments.noisy).all() or not np.isfinite(moments.cross).all():
+        if not moments.finite():
             return []
         found: list[_Choice] = []
         if shiftable:
             found.append(self._shifted(layer, "bias refitted", kept.weight, moments))
-        if len(layer.sites) == 1 and layer.sources[0].blocks == 1:
+        if whole:
             tried = refit(layer.real, moments, RIDGES)
             errors = [
                 _difference(values, _shift(layer, values, moments, shiftable), noisy, wanted)

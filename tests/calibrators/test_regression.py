@@ -79,3 +79,19 @@ def test_positions_without_values_do_not_rule() -> None:
     weights = position_weights(outputs)
     assert weights[4] < 100 * weights[0]
     np.testing.assert_allclose(position_weights(np.zeros((1, 3, 10), np.float32)), 0.1, rtol=1e-6)
+
+
+def test_without_products_there_are_means_alone() -> None:
+    rng = np.random.default_rng(3)
+    exact = rng.normal(1.0, 1.0, (2, 5, 40)).astype(np.float32)
+    noisy = exact + rng.normal(0.1, 0.1, exact.shape).astype(np.float32)
+    weights = np.full(40, 1 / 40, np.float32)
+    lean, full = Moments(products=False), Moments()
+    for one in (lean, full):
+        one.update(exact, noisy, weights)
+    np.testing.assert_array_equal(lean.exact_mean, full.exact_mean)
+    np.testing.assert_array_equal(lean.noisy_mean, full.noisy_mean)
+    assert lean.finite() and full.finite()
+    noisy[0, 0, 0] = np.inf
+    lean.update(exact, noisy, weights)
+    assert not lean.finite()
