@@ -18,12 +18,14 @@ import onnx_ir as oir
 
 from qcompile.artifact import LOCK, new_artifact
 from qcompile.backends.ort import open_session
+from qcompile.backends.ort_bits import has_bits
 from qcompile.backends.ort_nbits import Stored, lower_weights
 from qcompile.balance_inputs import fold_columns
 from qcompile.checkpoint import Checkpoint
 from qcompile.data.text import token_input
 from qcompile.gate import judge
 from qcompile.ir.blocks import BlockWeight
+from qcompile.ir.errors import BackendMissingError
 from qcompile.ir.graph import drop_unused
 from qcompile.ir.matrices import find_matrices
 from qcompile.ir.notes import Note
@@ -113,12 +115,22 @@ def compile_weights(
     output: Path,
     keep: object,
 ) -> CompileResult:
-    """Round, lower, judge, write."""
+    """Round, lower, judge, write.
+
+    Raises:
+        BackendMissingError: the installed ONNX Runtime has no kernel for so few bits.
+    """
     options = job.options
     matrices, notes = find_matrices(job.prepared.model)
     choices = follow_plan(
         choose_matrices(matrices, form, options), options, None if lock is None else lock.plan
     )
+    bits = options.bits or form.bits
+    if not form.codebook and not has_bits(bits):
+        raise BackendMissingError(
+            f"this ONNX Runtime has no MatMulNBits for weights of {bits} bits; "
+            "install a newer one, or use --bits 4"
+        )
     algorithm = options.algorithm
     if algorithm == "auto":
         algorithm = "rtn" if job.data.random or form.codebook else "gptq"

@@ -57,7 +57,8 @@ class Progress:
 
     def __enter__(self) -> Progress:
         """Start the display."""
-        self._bars.start()
+        if self._live:
+            self._bars.start()
         return self
 
     def __exit__(
@@ -67,7 +68,8 @@ class Progress:
         trace: TracebackType | None,
     ) -> None:
         """Stop the display, also on an error; an interruption learns which stage it met."""
-        self._bars.stop()
+        if self._live:  # rich 13.0 writes a line's end also where it is disabled
+            self._bars.stop()
         if isinstance(error, KeyboardInterrupt):
             error.stage = (self.current, time.perf_counter() - self._begun)  # type: ignore[attr-defined]
         elif error is None:

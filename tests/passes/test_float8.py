@@ -25,6 +25,11 @@ from tests.passes.qdq_models import feed_for, insert, run, sqnr_db, state_of, te
 SPEC = QuantSpec(FLOAT8, symmetric=True)
 
 
+FLOAT8 = pytest.mark.skipif(
+    onnx.__version__.startswith("1.18."), reason="onnx 1.18 writes no ml_dtypes arrays"
+)
+
+
 @given(st.lists(st.floats(-1e4, 1e4, width=32), min_size=1, max_size=64))
 def test_rounding_keeps_four_binary_digits_and_saturates(values: list[float]) -> None:
     x = np.asarray(values, np.float32)
@@ -39,6 +44,7 @@ def test_rounding_keeps_four_binary_digits_and_saturates(values: list[float]) ->
     assert (np.abs(high) == 448).all() or peak < 1e-15, "below, the scale is bounded"
 
 
+@FLOAT8
 def test_the_integers_are_those_that_onnx_runtime_makes() -> None:
     proto = text_model(
         """g (float[64] x) => (float[64] y) {

@@ -47,6 +47,7 @@ def test_a_plan_without_integers_is_predicted_at_the_float_model(job: Job) -> No
     assert {s.origin for s in job.prepared.sites} - set(planned)
     energy = Energy(problem_from_graph(found, costs.latencies(planned), {}))
     predicted = energy.total_ns(energy.numbered({}))
-    assert predicted == pytest.approx(costs.totals_ns["float"], rel=0.02)
+    # a layer left out would lack a tenth or more; short timings differ by a few hundredths
+    assert predicted == pytest.approx(costs.totals_ns["float"], rel=0.08)
     assert set(costs.totals_ns) == {"float", "int8", "int8-dynamic", "original"}
     assert costs.original_ns == costs.totals_ns["original"]
