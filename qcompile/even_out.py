@@ -20,7 +20,7 @@ from qcompile.lock import Lock
 from qcompile.passes.fold_scales import FoldScales
 from qcompile.passes.quantizable import classify
 from qcompile.passes.scale_regions import Region, find_regions
-from qcompile.planner.race import Race
+from qcompile.planner.race import Race, open_race
 from qcompile.ranges import Ranges
 from qcompile.scaling import Factors, choose_factors, recalibrated, region_kind
 
@@ -96,6 +96,7 @@ class _Stage:
     make: Make
     regions: Mapping[str, Region]
     known_db: float | None = None
+    race: Race | None = None
 
     def keep(self, now: Evened, name: str, factors: Factors) -> tuple[Evened, int, list[Note]]:
         """``now`` with the factors of one technique, if that is better; how many, and the verdict."""
@@ -130,15 +131,10 @@ class _Stage:
         folder.mkdir(exist_ok=True)
         job, ranges = one
         builder = replace(self.make(job, ranges), work=folder, _made={})
-        race = Race(
-            builder,
-            job.float_path,
-            job.data.selection(),
-            job.options.threads,
-            job.options.custom_ops,
-            reference=job.reference,
+        self.race = (
+            open_race(job, builder) if self.race is None else replace(self.race, builder=builder)
         )
-        return race.accuracy(name, self.plan).sqnr_db
+        return self.race.accuracy(name, self.plan).sqnr_db
 
 
 def _undone(why: str) -> Note:

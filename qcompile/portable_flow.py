@@ -30,7 +30,7 @@ from qcompile.learned import find_learned
 from qcompile.learning import Learned
 from qcompile.lock import Lock
 from qcompile.planner.by_groups import Tried, accurate_plan
-from qcompile.planner.race import Race
+from qcompile.planner.race import open_race
 from qcompile.planner.search import needed_db
 from qcompile.portable_build import PortableBuilder, portable_passes
 from qcompile.portable_write import write_portable
@@ -154,16 +154,7 @@ def _all_float(plan: PrecisionPlan) -> PrecisionPlan:
 
 
 def _plans(job: Job, builder: Builder, start: PrecisionPlan, *, replay: bool) -> list[Tried]:
-    options = job.options
-    feeds = job.data.selection()
-    race = Race(
-        builder,
-        job.float_path,
-        feeds,
-        options.threads,
-        options.custom_ops,
-        reference=job.reference,
-    )
+    race = open_race(job, builder)
 
     def measure(plan: PrecisionPlan) -> float | None:
         return race.accuracy("", plan).sqnr_db

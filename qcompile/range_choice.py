@@ -13,7 +13,7 @@ from qcompile.build import Builder
 from qcompile.calibrators.choose import estimators
 from qcompile.ir.plan import PrecisionPlan
 from qcompile.job import Job
-from qcompile.planner.race import Race
+from qcompile.planner.race import open_race
 from qcompile.ranges import Ranges
 
 __all__ = ["choose_ranges"]
@@ -38,7 +38,7 @@ def choose_ranges(
     named = options.method != "auto" or not options.uses("range-choice")
     if ranges.calibration is None or named or options.effort == "fast":
         return ranges, builder
-    feeds = job.data.selection()
+    race = open_race(job, builder)
     names = ("auto", *estimators(job.prepared.target.activation))
     best, best_db, first_db, name = builder, float("-inf"), float("-inf"), "auto"
     for count, method in enumerate(names):
@@ -48,14 +48,7 @@ def choose_ranges(
         folder = job.work / f"ranges{count}"
         folder.mkdir(exist_ok=True)
         trial = replace(builder, ranges=chosen, work=folder, _made={})
-        race = Race(
-            trial,
-            job.float_path,
-            feeds,
-            options.threads,
-            options.custom_ops,
-            reference=job.reference,
-        )
+        race = replace(race, builder=trial)
         found = race.accuracy(method, plan)
         progress(count + 1, len(names))
         if found.refused or found.sqnr_db is None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from qcompile.backends.ort import AS_WRITTEN, open_session
 from qcompile.build import Build, Builder
@@ -12,9 +13,10 @@ from qcompile.compare import OutputComparison, compare_outputs
 from qcompile.data.inputs import Feed
 from qcompile.ir.errors import ModelError
 from qcompile.ir.plan import PrecisionPlan
+from qcompile.job import Job
 from qcompile.measure import measure_many
 
-__all__ = ["FLOAT_NAME", "Candidate", "Race"]
+__all__ = ["FLOAT_NAME", "Candidate", "Race", "open_race"]
 
 FLOAT_NAME = "float"
 WIDTH = 0.03
@@ -76,6 +78,8 @@ class Race:
         seconds_each: time for timing one candidate.
         reference: a model with Q/DQ whose outputs, as it is written, candidates must equal; None
             where that is ``float_path``.
+        expected: its outputs for each of the feeds; run when not given, so that ``replace`` with
+            another builder does not run the model again.
     """
 
     builder: Builder
@@ -85,20 +89,24 @@ class Race:
     custom_ops: Path | None
     seconds_each: float = 1.5
     reference: Path | None = None
+    expected: Sequence[Mapping[str, Any]] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         """Run the float model once."""
+        if self.expected is not None:
+            return
         session = open_session(
             self.reference or self.float_path,
             threads=self.threads,
             custom_ops=self.custom_ops,
             config=AS_WRITTEN if self.reference else None,
         )
-        self._reference = [session.run(feed) for feed in self.feeds]
+        self.expected = [session.run(feed) for feed in self.feeds]
 
     def accuracy(self, name: str, plan: PrecisionPlan) -> Candidate:
         """Build a plan and compare its outputs with float's."""
         build = self.builder.build(plan)
+        expected = self.expected or ()
         try:
             session = open_session(
                 build.path,
@@ -107,8 +115,8 @@ class Race:
                 config=self.builder.config,
             )
             compared: dict[str, OutputComparison] = {}
-            for i, feed in enumerate(self.feeds):
-                compare_outputs(compared, str(i), None, self._reference[i], session.run(feed))
+            for i, (feed, ref) in enumerate(zip(self.feeds, expected, strict=True)):
+                compare_outputs(compared, str(i), None, ref, session.run(feed))
         except ModelError as e:
             return Candidate(name, build, refused=f"ONNX Runtime refuses it: {e}")
         results = [c.result() for c in compared.values()]
@@ -137,3 +145,16 @@ class Race:
             for key, c in able.items()
         }
         return [timed.get(f"c{i}", c) for i, c in enumerate(candidates)]
+
+
+def open_race(job: Job, builder: Builder, seconds_each: float = 1.5) -> Race:
+    """A race of the job's candidates on its selection samples."""
+    return Race(
+        builder,
+        job.float_path,
+        job.data.selection(),
+        job.options.threads,
+        job.options.custom_ops,
+        seconds_each,
+        job.reference,
+    )

@@ -17,7 +17,7 @@ from qcompile.options import Options
 from qcompile.planner.costing import elsewhere
 from qcompile.planner.costs import Costs
 from qcompile.planner.propose import Proposer
-from qcompile.planner.race import Candidate, Race
+from qcompile.planner.race import Candidate, open_race
 from qcompile.planner.refine import refine
 from qcompile.planner.units import units
 from qcompile.reporter import Reporter
@@ -76,15 +76,7 @@ def search(
         watch: is told where the time goes.
     """
     watch = watch or Stopwatch()
-    race = Race(
-        builder,
-        job.float_path,
-        job.data.selection(),
-        job.options.threads,
-        job.options.custom_ops,
-        SECONDS_EACH[job.options.effort],
-        job.reference,
-    )
+    race = open_race(job, builder, SECONDS_EACH[job.options.effort])
     with watch("build and compare"):
         first = race.accuracy("all that can be integer", start)
     if replay:
