@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,40 +27,12 @@ from qcompile.result import CompileResult
 from qcompile.retrain import carried_options, open_base
 from qcompile.reuse import fingerprint, locked, up_to_date
 from qcompile.runnable import keep_runnable
+from qcompile.stages import Stages
 from qcompile.state import with_state
-from qcompile.stopwatch import Stopwatch
 from qcompile.weights_flow import compile_weights
 from qcompile.write import write_artifact
 
 __all__ = ["compile", "compile_with"]
-
-
-class Stages(Stopwatch):
-    """Times the stages, in order, and tells the reporter which one runs.
-
-    Attributes:
-        parts: the same within the stage "plan".
-    """
-
-    def __init__(self, reporter: Reporter) -> None:
-        super().__init__()
-        self.reporter = reporter
-        self.parts = Stopwatch()
-
-    def rows(self) -> list[dict[str, Any]]:
-        """The stages as the report has them, to the millisecond."""
-        parts = [{"name": k, "seconds": round(v, 3)} for k, v in self.parts.seconds.items()]
-        return [
-            {"name": k, "seconds": round(v, 3)} | ({"parts": parts} if k == "plan" else {})
-            for k, v in self.seconds.items()
-        ]
-
-    @contextmanager
-    def __call__(self, name: str) -> Iterator[None]:
-        """Time a block as the stage ``name``."""
-        self.reporter.stage(name)
-        with super().__call__(name):
-            yield
 
 
 def compile(model: Any, **options: Any) -> CompileResult:
@@ -150,7 +120,7 @@ def compile_with(source: Any, options: Options, reporter: Reporter | None = None
             taken, verdict = pass_gate(job, found, builder, stages.reporter)
         with stages("write"), new_artifact(output, options.force) as folder:
             report, code = write_artifact(
-                folder, job, ranges, found, taken, verdict, key, stages.rows(), output
+                folder, job, ranges, found, taken, verdict, key, stages, output
             )
             if lock is not None:
                 lock.check_outputs(report.data["hashes"], options.lock or Path(LOCK))

@@ -2,19 +2,60 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from qcompile.backends.ort_realised import Realisation, Realised, realised
 from qcompile.build import Build
 from qcompile.ir.errors import ModelError
 from qcompile.ir.graph import origin
-from qcompile.ir.plan import LayerChoice
+from qcompile.ir.plan import FLOAT, LayerChoice
 from qcompile.job import Job
 from qcompile.trace import mac_counts
 
-__all__ = ["describe_layers"]
+__all__ = ["describe_layers", "integer_share", "layer_row", "macs_by_origin"]
 
 NOT_RUN = "not run"
+
+
+def macs_by_origin(job: Job) -> dict[str, int]:
+    """Origin id -> multiply-accumulates for the first calibration sample."""
+    feed = job.data.calibration.load(0)
+    counts = mac_counts(job.prepared.model, feed, job.work, job.options.custom_ops)
+    return {origin(node): count for node, count in counts.items()}
+
+
+def layer_row(
+    layer: LayerChoice,
+    *,
+    realised: str,
+    executed_as: Sequence[str],
+    macs: Mapping[str, int],
+    compute: bool,
+    reason: str | None = None,
+) -> dict[str, Any]:
+    """A layer as the report has it; ``reason`` replaces the plan's where more is known."""
+    return {
+        "origin": layer.origin,
+        "op_type": layer.op_type,
+        "requested": layer.precision,
+        "realised": realised,
+        "executed_as": list(executed_as),
+        "reason": layer.reason if reason is None else reason,
+        "pinned": layer.pinned,
+        "sensitivity": layer.sensitivity,
+        "float_ns": layer.float_ns,
+        "int_ns": layer.int_ns,
+        "macs": macs.get(layer.origin, 0),
+        "compute": compute,
+    }
+
+
+def integer_share(rows: Sequence[Mapping[str, Any]], macs: Mapping[str, int]) -> float | None:
+    """Share of all MACs in layers that are not float; None without any MACs."""
+    total = sum(macs.values())
+    integer = sum(row["macs"] for row in rows if row["realised"] != FLOAT)
+    return integer / total if total else None
 
 
 def describe_layers(job: Job, build: Build) -> tuple[list[dict[str, Any]], float | None]:
@@ -23,9 +64,8 @@ def describe_layers(job: Job, build: Build) -> tuple[list[dict[str, Any]], float
     A layer for which no kernel runs (folded into a constant, or into nothing) counts as requested.
     In a model that the runtime refuses no layer is realised.
     """
+    macs = macs_by_origin(job)
     feed = job.data.calibration.load(0)
-    counts = mac_counts(job.prepared.model, feed, job.work, job.options.custom_ops)
-    by_origin = {origin(node): count for node, count in counts.items()}
     try:
         seen = realised(build.path, feed, custom_ops=job.options.custom_ops)
     except ModelError:  # the gate's verdict holds the runtime's words
@@ -35,22 +75,15 @@ def describe_layers(job: Job, build: Build) -> tuple[list[dict[str, Any]], float
     for layer in build.plan.layers:
         found = None if seen is None else seen.layers.get(layer.origin)
         rows.append(
-            {
-                "origin": layer.origin,
-                "op_type": layer.op_type,
-                "requested": layer.precision,
-                "realised": _precision(layer, seen, found),
-                "executed_as": [] if found is None else list(found.op_types),
-                "reason": layer.reason,
-                "pinned": layer.pinned,
-                "sensitivity": layer.sensitivity,
-                "float_ns": layer.float_ns,
-                "int_ns": layer.int_ns,
-                "macs": by_origin.get(layer.origin, 0),
-                "compute": layer.origin in compute,
-            }
+            layer_row(
+                layer,
+                realised=_precision(layer, seen, found),
+                executed_as=() if found is None else found.op_types,
+                macs=macs,
+                compute=layer.origin in compute,
+            )
         )
-    return rows, None if seen is None else seen.share(by_origin)
+    return rows, None if seen is None else seen.share(macs)
 
 
 def _precision(layer: LayerChoice, seen: Realisation | None, found: Realised | None) -> str:

@@ -8,10 +8,9 @@ Runtime itself is timed where one of its GPU providers starts.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import onnx_ir as oir
 
@@ -37,21 +36,11 @@ from qcompile.portable_write import write_portable
 from qcompile.profiles import asked_shapes, shape_profile
 from qcompile.range_choice import choose_ranges
 from qcompile.ranges import Ranges
-from qcompile.reporter import Reporter
 from qcompile.result import CompileResult
+from qcompile.stages import Stages
 from qcompile.verdict import DELIVERED, FAIL, NOT_DELIVERED, NOT_MEASURED, Check, GateResult
 
 __all__ = ["Portable", "compile_portable", "portable_builder"]
-
-
-class Stages(Protocol):
-    """Times the stages."""
-
-    reporter: Reporter
-    seconds: dict[str, float]
-
-    def __call__(self, name: str) -> AbstractContextManager[None]:
-        """Time a block."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +109,7 @@ def compile_portable(
         baseline = builder.portable(_all_float(build.plan))[0]
     made = Portable(build, tuple(tried), profile, engine, gate, baseline)
     with stages("write"), new_artifact(output, job.options.force) as folder:
-        report, code = write_portable(folder, job, ranges, made, key, stages.seconds, output)
+        report, code = write_portable(folder, job, ranges, made, key, stages, output)
         if lock is not None:
             lock.check_outputs(report.data["hashes"], job.options.lock or Path(LOCK))
     return CompileResult(report, output, code, keep=keep)

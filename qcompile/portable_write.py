@@ -11,35 +11,26 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from qcompile.artifact import LOCK, MODEL, PORTABLE, file_sha256, write_manifest
+from qcompile.artifact import MODEL, PORTABLE, file_sha256
 from qcompile.backends.ort import AS_WRITTEN, open_session
 from qcompile.backends.trt_calibration import write_calibration_cache
-from qcompile.environment import describe_machine, describe_versions
-from qcompile.ir.graph import origin
-from qcompile.ir.plan import FLOAT
+from qcompile.deploy_files import SAMPLES, save_samples, write_deploy, write_preview
+from qcompile.finish import common_data, describe_model, finish, place_for, write_choices
 from qcompile.ir.save import save_model
 from qcompile.job import Job
-from qcompile.learned_file import LEARNED, write_learned
-from qcompile.lock import Lock
-from qcompile.oldest_runtime import oldest_runtime
+from qcompile.layers import integer_share, layer_row, macs_by_origin
 from qcompile.outcome import GATE_NOT_MET, settle
 from qcompile.planner.by_groups import Tried
 from qcompile.ranges import Ranges
-from qcompile.report import REPORT_VERSION, CompileReport, notes_as_data, passes_as_data
+from qcompile.report import CompileReport
 from qcompile.report_data.details import Built, describe_details
-from qcompile.report_page.page import write_page
-from qcompile.reuse import byte_inputs
-from qcompile.trace import mac_counts
-from qcompile.verdict import DELIVERED, INCONCLUSIVE, NOT_DELIVERED, NOT_MEASURED, to_jsonable
-from qcompile.write import describe_model, save_samples, write_deploy, write_preview
+from qcompile.stages import Stages
+from qcompile.verdict import NOT_DELIVERED
 
 if TYPE_CHECKING:
     from qcompile.portable_flow import Portable
 
 __all__ = ["provider_options", "trtexec_line", "write_portable"]
-
-SAMPLES = 4
-"""Stored samples in deploy/."""
 
 FLOOR_DB = 10.0
 """What the device must reach where neither --min-sqnr nor the gate says more."""
@@ -51,61 +42,47 @@ def write_portable(
     ranges: Ranges,
     made: Portable,
     key: Mapping[str, Any],
-    seconds: Mapping[str, float],
+    stages: Stages,
     output: Path,
 ) -> tuple[CompileReport, int]:
-    """Fill ``folder``; returns the report and the exit code.
-
-    A model that was refused is kept as ``rejected/model.qdq.onnx``.
-    """
+    """Fill ``folder``; returns the report and the exit code."""
     layers, share = _layers(job, made)
     outcome = settle(made.gate, job, layers, foreign=ranges.foreign)
     target, build = job.prepared.target, made.build
+    learned = build.learned
     must_know = "realised" in job.options.require or job.options.strict
     unknown = target.backend == "trt" and made.engine.build is None
     if must_know and unknown and outcome.verdict != NOT_DELIVERED:
         text = f"NOT DELIVERED: {made.engine.note}"
         outcome = replace(outcome, verdict=NOT_DELIVERED, exit_code=GATE_NOT_MET, headline=text)
-    handed_over = outcome.verdict in (DELIVERED, INCONCLUSIVE, NOT_MEASURED)
-    place = folder if handed_over else folder / "rejected"
-    place.mkdir(exist_ok=True)
+    place, handed_over = place_for(folder, outcome)
     # What ONNX Runtime executes itself is no intermediate form.
     name = MODEL if target.backend == "ort" else PORTABLE
     save_model(build.portable, place / name)
     hashes = {name: file_sha256(place / name)}
-    (folder / "plan.json").write_text(build.plan.to_json(), encoding="utf-8", newline="\n")
-    ranges.save(folder / "ranges.npz")
-    digest, learned = "", build.learned
-    if learned.weights or learned.bias_shifts:
-        write_learned(folder / LEARNED, learned, job.prepared.model)
-        digest = file_sha256(folder / LEARNED)
-    factors = job.prepared.factors
-    lock = Lock(byte_inputs(dict(key)), ranges.chosen, build.plan, hashes, digest, factors)
-    (folder / LOCK).write_text(lock.to_json(), encoding="utf-8", newline="\n")
+    write_choices(folder, job, ranges, build, hashes, key)
     script = "run.py" if target.backend == "ort" else "device.py"
     if handed_over and target.backend == "ort":
         write_deploy(folder / "deploy", place / MODEL, list(job.data.held)[:SAMPLES])
     elif handed_over:
-        _write_deploy(folder / "deploy", job, made, ranges)
+        _write_device_files(folder / "deploy", job, made, ranges)
     write_preview(folder, job)
-    oldest = oldest_runtime(build.portable)
-    data = {
-        "version": REPORT_VERSION,
-        "verdict": outcome.verdict,
+    data = common_data(
+        job,
+        outcome,
+        made.gate,
+        build.portable,
+        output=output,
+        key=key,
+        records=build.records,
+        notes=(*learned.notes, *build.notes),
+    )
+    data |= {
         "delivered_form": "quantized" if target.ops else "float",
-        "oldest_onnxruntime": {"version": oldest.text, "because": list(oldest.because)},
-        "exit_code": outcome.exit_code,
-        "headline": outcome.headline,
-        "warnings": list(outcome.warnings),
         "next": f"on the device: python3 {output.name}/deploy/{script}"
         if handed_over
         else outcome.advice,
-        "output": str(output),
-        "model": describe_model(job),
-        "target": {"name": target.name, "device": target.device} | {"notes": list(target.notes)},
-        "inputs": dict(key),
         "hashes": hashes,
-        "techniques": list(job.options.techniques),
         "calibration": {
             "description": ranges.description,
             "random": job.data.random,
@@ -123,33 +100,11 @@ def write_portable(
         },
         "layers": layers,
         "integer_mac_share": share,
-        "gate": made.gate.to_dict(),
-        "passes": passes_as_data((*job.prepared.records, *build.records)),
-        "notes": notes_as_data((*job.prepared.notes, *learned.notes, *build.notes)),
         "engine": _engine(made),
-        "stages": [{"name": k, "seconds": round(v, 3)} for k, v in seconds.items()],
-        "machine": describe_machine(),
-        "versions": describe_versions(),
-        "seed": job.options.seed,
     }
     built = Built(build.portable, build.path, AS_WRITTEN, profiled=False)
     data |= describe_details(job, ranges, built, made.gate, layers)
-    report = CompileReport(to_jsonable(data))
-    (folder / "report.json").write_text(report.to_json(), encoding="utf-8", newline="\n")
-    write_page(report.data, folder / "report.html")
-    write_manifest(
-        folder,
-        {
-            "qcompile": describe_versions().get("qcompile", ""),
-            "verdict": outcome.verdict,
-            "target": target.name,
-            "device": target.device,
-            "inputs": dict(key),
-            "machine": describe_machine(),
-            "seed": job.options.seed,
-        },
-    )
-    return report, outcome.exit_code
+    return finish(folder, data, stages), outcome.exit_code
 
 
 def _candidate(tried: Tried, chosen: bool) -> dict[str, Any]:
@@ -167,31 +122,21 @@ def _candidate(tried: Tried, chosen: bool) -> dict[str, Any]:
 
 def _layers(job: Job, made: Portable) -> tuple[list[dict[str, Any]], float | None]:
     """One row a layer; without a build what was asked for stands for what is realised."""
-    feed = job.data.calibration.load(0)
-    counts = mac_counts(job.prepared.model, feed, job.work, job.options.custom_ops)
-    by_origin = {origin(node): count for node, count in counts.items()}
+    macs = macs_by_origin(job)
     compute = {site.origin for site in job.prepared.sites if site.role == "compute"}
     engine = made.engine
-    rows: list[dict[str, Any]] = [
-        {
-            "origin": layer.origin,
-            "op_type": layer.op_type,
-            "requested": layer.precision,
-            "realised": engine.realised.get(layer.origin, layer.precision),
-            "executed_as": engine.executed_as.get(layer.origin, []),
-            "reason": engine.reasons.get(layer.origin, layer.reason),
-            "pinned": layer.pinned,
-            "sensitivity": layer.sensitivity,
-            "float_ns": layer.float_ns,
-            "int_ns": layer.int_ns,
-            "macs": by_origin.get(layer.origin, 0),
-            "compute": layer.origin in compute,
-        }
+    rows = [
+        layer_row(
+            layer,
+            realised=engine.realised.get(layer.origin, layer.precision),
+            executed_as=engine.executed_as.get(layer.origin, []),
+            macs=macs,
+            compute=layer.origin in compute,
+            reason=engine.reasons.get(layer.origin),
+        )
         for layer in made.build.plan.layers
     ]
-    total = sum(counts.values())
-    integer = sum(r["macs"] for r in rows if r["realised"] != FLOAT)
-    return rows, (integer / total if total else None)
+    return rows, integer_share(rows, macs)
 
 
 def _engine(made: Portable) -> dict[str, Any]:
@@ -213,7 +158,7 @@ def _engine(made: Portable) -> dict[str, Any]:
     }
 
 
-def _write_deploy(folder: Path, job: Job, made: Portable, ranges: Ranges) -> None:
+def _write_device_files(folder: Path, job: Job, made: Portable, ranges: Ranges) -> None:
     """What finishes the artifact on the device, and what it is compared with."""
     folder.mkdir()
     shutil.copyfile(Path(__file__).parent / "deploy" / "device.py", folder / "device.py")

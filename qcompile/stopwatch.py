@@ -34,6 +34,11 @@ class Stopwatch:
             self._book()
             self._open.pop()
 
+    def until_now(self) -> dict[str, float]:
+        """The seconds so far, those of blocks still open included."""
+        self._book()
+        return dict(self.seconds)
+
     def _book(self) -> None:
         now = self._clock()
         if self._open:

@@ -8,10 +8,9 @@ matrices that disturb the output most get 8 bits, and the gate judges again.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import onnx_ir as oir
@@ -35,10 +34,10 @@ from qcompile.job import Job
 from qcompile.language import Generation, compare_generation, logits_output, perplexity_metric
 from qcompile.limits import Limits
 from qcompile.lock import Lock
-from qcompile.reporter import Reporter
 from qcompile.result import CompileResult
 from qcompile.round_weights import Rounded, round_matrices
 from qcompile.scores import Metric
+from qcompile.stages import Stages
 from qcompile.units import Drop
 from qcompile.verdict import GateResult
 from qcompile.weights_plan import MatrixChoice, as_plan, choose_matrices, follow_plan, raise_bits
@@ -51,16 +50,6 @@ RAISED = (0.0, 1 / 16, 1 / 8, 1 / 4)
 
 PERPLEXITY_DROP = Drop(0.03, relative=True)
 """Allowed for perplexity where the user says nothing."""
-
-
-class Stages(Protocol):
-    """Times the stages."""
-
-    reporter: Reporter
-    seconds: dict[str, float]
-
-    def __call__(self, name: str) -> AbstractContextManager[None]:
-        """Time a block."""
 
 
 @dataclass(frozen=True)
@@ -160,7 +149,7 @@ def compile_weights(
         generation = _generation(job, best)
     made = Compressed(tuple(tried), algorithm, tuple(notes), generation)
     with stages("write"), new_artifact(output, options.force) as folder:
-        report, code = write_weights(folder, job, made, key, stages.seconds, output)
+        report, code = write_weights(folder, job, made, key, stages, output)
         if lock is not None:
             lock.check_outputs(report.data["hashes"], options.lock or Path(LOCK))
     checkpoint.remove()

@@ -6,27 +6,24 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qcompile.artifact import LOCK, MODEL, file_sha256, write_manifest
+from qcompile.artifact import LOCK, MODEL, file_sha256
 from qcompile.backends.ort_realised import realised
-from qcompile.environment import describe_machine, describe_versions
+from qcompile.deploy_files import SAMPLES, write_deploy
+from qcompile.finish import common_data, finish, place_for
 from qcompile.ir.blocks import BlockWeight
 from qcompile.ir.errors import QCompileError
-from qcompile.ir.graph import origin
 from qcompile.ir.plan import FLOAT
 from qcompile.ir.save import save_model
 from qcompile.job import Job
+from qcompile.layers import integer_share, layer_row, macs_by_origin
 from qcompile.lock import Lock
-from qcompile.oldest_runtime import oldest_runtime
 from qcompile.outcome import settle
-from qcompile.report import REPORT_VERSION, CompileReport, notes_as_data, passes_as_data
+from qcompile.report import CompileReport
 from qcompile.report_data.graph_rows import graph_rows, node_names
 from qcompile.report_data.worst_samples import worst_samples
-from qcompile.report_page.page import write_page
 from qcompile.reuse import byte_inputs
-from qcompile.trace import mac_counts
-from qcompile.verdict import DELIVERED, INCONCLUSIVE, to_jsonable
+from qcompile.stages import Stages
 from qcompile.weights_plan import as_plan
-from qcompile.write import SAMPLES, describe_model, write_deploy
 
 if TYPE_CHECKING:
     from qcompile.weights_flow import Compressed
@@ -41,41 +38,27 @@ def write_weights(
     job: Job,
     made: Compressed,
     key: Mapping[str, Any],
-    seconds: Mapping[str, float],
+    stages: Stages,
     output: Path,
 ) -> tuple[CompileReport, int]:
     """Fill ``folder``; returns the report and the exit code."""
-    plan = as_plan(made.taken.choices)
+    plan, gate, model = as_plan(made.taken.choices), made.taken.gate, made.taken.model
     layers, share = _layers(job, made)
-    outcome = settle(made.taken.gate, job, layers)
-    handed_over = outcome.verdict in (DELIVERED, INCONCLUSIVE)
-    place = folder if handed_over else folder / "rejected"
-    place.mkdir(exist_ok=True)
-    save_model(made.taken.model, place / MODEL)
+    outcome = settle(gate, job, layers)
+    place, handed_over = place_for(folder, outcome)
+    save_model(model, place / MODEL)
     hashes = {MODEL: file_sha256(place / MODEL)}
     (folder / "plan.json").write_text(plan.to_json(), encoding="utf-8", newline="\n")
     lock = Lock(byte_inputs(dict(key)), {}, plan, hashes, "")
     (folder / LOCK).write_text(lock.to_json(), encoding="utf-8", newline="\n")
     if handed_over:
         write_deploy(folder / "deploy", place / MODEL, list(job.data.held)[:SAMPLES])
-    oldest = oldest_runtime(made.taken.model)
     in_float = all(layer["requested"] == FLOAT for layer in layers)
-    data = {
-        "version": REPORT_VERSION,
-        "verdict": outcome.verdict,
+    data = common_data(job, outcome, gate, model, output=output, key=key, notes=made.notes)
+    data |= {
         "delivered_form": "float" if in_float else "quantized",
-        "oldest_onnxruntime": {"version": oldest.text, "because": list(oldest.because)},
-        "exit_code": outcome.exit_code,
-        "headline": outcome.headline,
-        "warnings": list(outcome.warnings),
         "next": f"python {output / 'deploy' / 'run.py'}" if handed_over else outcome.advice,
-        "output": str(output),
-        "model": describe_model(job),
-        "target": {"name": job.prepared.target.name, "device": job.prepared.target.device}
-        | {"notes": list(job.prepared.target.notes)},
-        "inputs": dict(key),
         "hashes": hashes,
-        "techniques": list(job.options.techniques),
         "calibration": {
             "description": job.data.calibration.description,
             "random": job.data.random,
@@ -86,32 +69,9 @@ def write_weights(
         "integer_mac_share": share,
         "matrices": _matrices(made),
         "language": made.generation,
-        "gate": made.taken.gate.to_dict(),
-        "passes": passes_as_data(job.prepared.records),
-        "notes": notes_as_data((*job.prepared.notes, *made.notes)),
-        "stages": [{"name": k, "seconds": round(v, 3)} for k, v in seconds.items()],
-        "machine": describe_machine(),
-        "versions": describe_versions(),
-        "seed": job.options.seed,
     }
     data |= _details(job, made)
-    report = CompileReport(to_jsonable(data))
-    (folder / "report.json").write_text(report.to_json(), encoding="utf-8", newline="\n")
-    write_page(report.data, folder / "report.html")
-    write_manifest(
-        folder,
-        {
-            "qcompile": describe_versions().get("qcompile", ""),
-            "verdict": outcome.verdict,
-            "target": job.prepared.target.name,
-            "device": job.prepared.target.device,
-            "oldest_onnxruntime": oldest.text,
-            "inputs": dict(key),
-            "machine": describe_machine(),
-            "seed": job.options.seed,
-        },
-    )
-    return report, outcome.exit_code
+    return finish(folder, data, stages), outcome.exit_code
 
 
 def _details(job: Job, made: Compressed) -> dict[str, Any]:
@@ -197,9 +157,8 @@ def _matrices(made: Compressed) -> list[dict[str, Any]]:
 
 def _layers(job: Job, made: Compressed) -> tuple[list[dict[str, Any]], float | None]:
     """One row for each node that reads a matrix; realised is what ONNX Runtime executes."""
+    macs = macs_by_origin(job)
     feed = job.data.calibration.load(0)
-    counts = mac_counts(job.prepared.model, feed, job.work, job.options.custom_ops)
-    by_origin = {origin(node): count for node, count in counts.items()}
     seen = realised(made.taken.path, feed, custom_ops=job.options.custom_ops).layers
     rows: list[dict[str, Any]] = []
     for layer in as_plan(made.taken.choices).layers:
@@ -207,21 +166,12 @@ def _layers(job: Job, made: Compressed) -> tuple[list[dict[str, Any]], float | N
         kinds = () if found is None else found.op_types
         integer = any(kind in KERNELS for kind in kinds)
         rows.append(
-            {
-                "origin": layer.origin,
-                "op_type": layer.op_type,
-                "requested": layer.precision,
-                "realised": layer.precision if integer or found is None else FLOAT,
-                "executed_as": list(kinds),
-                "reason": layer.reason,
-                "pinned": layer.pinned,
-                "sensitivity": layer.sensitivity,
-                "float_ns": layer.float_ns,
-                "int_ns": layer.int_ns,
-                "macs": by_origin.get(layer.origin, 0),
-                "compute": layer.op_type != "Gather",
-            }
+            layer_row(
+                layer,
+                realised=layer.precision if integer or found is None else FLOAT,
+                executed_as=kinds,
+                macs=macs,
+                compute=layer.op_type != "Gather",
+            )
         )
-    total = sum(by_origin.values())
-    integer_macs = sum(r["macs"] for r in rows if r["realised"] != FLOAT)
-    return rows, (integer_macs / total if total else None)
+    return rows, integer_share(rows, macs)

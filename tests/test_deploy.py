@@ -14,7 +14,7 @@ import onnx
 import pytest
 
 import qcompile
-from qcompile.write import save_samples
+from qcompile.deploy_files import save_samples
 
 DEPLOY = Path(qcompile.__file__).parent / "deploy"
 

@@ -24,3 +24,14 @@ def test_inner_blocks_count_for_themselves() -> None:
         wait(5)
         raise ValueError("x")
     assert watch.seconds == {"cuts": 3, "costs": 15}
+
+
+def test_until_now_counts_what_is_still_open() -> None:
+    now = [0.0]
+    watch = Stopwatch(lambda: now[0])
+    with watch("write"):
+        now[0] += 3
+        assert watch.until_now() == {"write": 3}
+        now[0] += 1
+    now[0] += 10
+    assert watch.until_now() == {"write": 4}
