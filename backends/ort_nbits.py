@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import onnx_ir as oir
 
-from qcompile.ir.blocks import BlockWeight
+from qcompile.ir.blocks import BlockWeight, PackedWeight
 from qcompile.ir.codebook import CodebookWeight
 from qcompile.ir.errors import PassError
 from qcompile.ir.graph import (
@@ -27,11 +27,11 @@ from qcompile.ir.graph import (
 )
 from qcompile.ir.matrices import Matrix, Use
 
-__all__ = ["MICROSOFT", "lower_weights"]
+__all__ = ["MICROSOFT", "Stored", "lower_weights"]
 
 MICROSOFT = "com.microsoft"
 
-Stored = BlockWeight | CodebookWeight
+Stored = BlockWeight | PackedWeight | CodebookWeight
 
 
 def lower_weights(
@@ -64,7 +64,9 @@ def lower_weights(
     graph.opset_imports.setdefault(MICROSOFT, 1)
 
 
-def _blocks(graph: oir.Graph, matrix: Matrix, weight: BlockWeight, accuracy_level: int) -> None:
+def _blocks(
+    graph: oir.Graph, matrix: Matrix, weight: BlockWeight | PackedWeight, accuracy_level: int
+) -> None:
     spec = weight.spec
     packed = weight.packed()
     flat = packed.reshape(len(packed), -1)
@@ -106,7 +108,7 @@ def _codebook(graph: oir.Graph, matrix: Matrix, weight: CodebookWeight) -> None:
     absmax = add_initializer(graph, f"{matrix.name}_absmax", weight.absmax.reshape(-1))
     attributes = {
         "K": weight.width,
-        "N": len(weight.codes),
+        "N": weight.rows,
         "block_size": weight.block,
         "quant_type": 1,
     }

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import onnx_ir as oir
 
 from qcompile.calibrators.awq import Balance, balance
-from qcompile.ir.blocks import BlockSpec, BlockWeight
+from qcompile.ir.blocks import BlockSpec, BlockWeight, PackedWeight
 from qcompile.ir.codebook import CodebookWeight
 from qcompile.ir.errors import PassError
 from qcompile.ir.input_scales import Place, divide, find_place
@@ -39,7 +39,7 @@ def fold_columns(
     model: oir.Model,
     matrices: Sequence[Matrix],
     columns: Mapping[str, Floats],
-    weights: dict[str, BlockWeight | CodebookWeight],
+    weights: dict[str, BlockWeight | PackedWeight | CodebookWeight],
 ) -> None:
     """Divide the inputs of matrices whose columns were multiplied; edits ``model`` and ``weights``.
 
@@ -59,7 +59,7 @@ def fold_columns(
         divide(place, scale)
         if place.matrix:
             weight = weights[place.matrix]
-            if not isinstance(weight, BlockWeight):
+            if isinstance(weight, CodebookWeight):
                 raise PassError(f"the rows of '{place.matrix}' have no scales of their own")
             weights[place.matrix] = replace(weight, scale=weight.scale / scale[:, None])
 

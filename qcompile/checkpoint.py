@@ -1,84 +1,117 @@
-"""Matrices that are done, kept on disk until the compile is: what was killed goes on from there."""
+"""Matrices that are done, kept on disk until the compile is: what was killed goes on from there.
+
+They are also where the rest of the compile reads them from, mapped: memory holds one matrix at a time.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from qcompile.ir.blocks import BlockSpec, BlockWeight
+from qcompile.ir.blocks import BlockSpec, BlockWeight, PackedWeight
+from qcompile.ir.codebook import CodebookWeight
+from qcompile.ir.errors import OutputError
 
-__all__ = ["Checkpoint"]
+__all__ = ["Checkpoint", "Kept"]
 
-KEY = "key.json"
+KEY, ABOUT = "key.json", "about.json"
+
+Kept = PackedWeight | CodebookWeight
 
 
 class Checkpoint:
     """A folder of matrices that belong to one compile; another compile's are thrown away.
 
-    A file is written under another name, then renamed, so that it is whole or not there.
+    A matrix is a folder that is written under another name, then renamed, so that it is whole or not
+    there, whenever the process is killed.
     """
 
-    def __init__(self, folder: Path | None, key: Mapping[str, Any]) -> None:
-        self.folder = folder
-        self._names: dict[str, int] = {}
-        self._fresh: list[tuple[Path, Path]] = []
-        if folder is None:
-            return
+    def __init__(self, folder: Path, key: Mapping[str, Any], part: str = "") -> None:
+        """Open or begin.
+
+        Args:
+            folder: made if it is not there.
+            key: what the integers depend on; a folder with another key is emptied.
+            part: keeps attempts of one compile apart (the precisions asked for).
+        """
+        self.root = folder
+        self.folder = folder / hashlib.sha256(part.encode()).hexdigest()[:12]
         text = json.dumps(dict(key), sort_keys=True, default=str)
         found = folder / KEY
-        if not found.is_file() or found.read_text(encoding="utf-8") != text:
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir(parents=True)
-            found.write_text(text, encoding="utf-8", newline="\n")
+        try:
+            if not found.is_file() or found.read_text(encoding="utf-8") != text:
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir(parents=True)
+                found.write_text(text, encoding="utf-8", newline="\n")
+            self.folder.mkdir(exist_ok=True)
+        except OSError as e:
+            raise OutputError(f"{folder} cannot be written: {e.strerror or e}") from e
 
-    def load(self, name: str) -> tuple[BlockWeight, dict[str, Any]] | None:
-        """A matrix and what was said of it, None when it is not done."""
-        path = self._path(name)
-        if path is None or not path.is_file():
+    def load(self, name: str) -> tuple[Kept, dict[str, Any]] | None:
+        """A matrix, mapped, and what was said of it; None when it is not done."""
+        place = self._place(name)
+        if not (place / ABOUT).is_file():
             return None
-        with np.load(path, allow_pickle=False) as stored:
-            about = json.loads(bytes(stored["about"]).decode())
-            spec = BlockSpec(**about.pop("spec"))
-            zero = stored["zero"] if "zero" in stored.files else None
-            weight = BlockWeight(
-                spec, about.pop("width"), stored["integers"], stored["scale"], zero
+        about = json.loads((place / ABOUT).read_text(encoding="utf-8"))
+        stored = about.pop("stored")
+
+        def mapped(part: str) -> npt.NDArray[Any]:
+            return np.asarray(np.load(place / f"{part}.npy", mmap_mode="r", allow_pickle=False))
+
+        if "spec" not in stored:
+            weight = CodebookWeight(
+                stored["width"], stored["block"], mapped("data"), mapped("scale")
             )
-        return weight, about
+            return weight, about
+        spec = BlockSpec(**stored["spec"])
+        zeros = None if spec.symmetric else mapped("zeros")
+        return PackedWeight(spec, stored["width"], mapped("data"), mapped("scale"), zeros), about
 
-    def save(self, name: str, weight: BlockWeight, about: Mapping[str, Any]) -> None:
-        """Store a matrix; it counts once ``flush`` was called."""
-        path = self._path(name)
-        if path is None:
-            return
-        spec = {k: getattr(weight.spec, k) for k in ("bits", "block", "symmetric")}
-        text = json.dumps({**about, "spec": spec, "width": weight.width})
-        arrays: dict[str, Any] = {"integers": weight.integers, "scale": weight.scale}
-        if weight.zero is not None:
-            arrays["zero"] = weight.zero
-        arrays["about"] = np.frombuffer(text.encode(), np.uint8)
-        draft = path.with_suffix(".draft")
-        with draft.open("wb") as file:
-            np.savez(file, allow_pickle=False, **arrays)
-        self._fresh.append((draft, path))
+    def save(
+        self, name: str, weight: BlockWeight | Kept, about: Mapping[str, Any]
+    ) -> tuple[Kept, dict[str, Any]]:
+        """Store a matrix and give it back as ``load`` does.
 
-    def flush(self) -> None:
-        """Let everything stored so far count."""
-        for draft, path in self._fresh:
-            draft.replace(path)
-        self._fresh.clear()
+        Raises:
+            OutputError: the disk is full, or the folder cannot be written.
+        """
+        place = self._place(name)
+        draft = place.with_suffix(f".{os.getpid()}.part")
+        arrays: dict[str, npt.NDArray[Any] | None] = {"data": weight.packed()}
+        stored: dict[str, Any] = {"width": weight.width}
+        if isinstance(weight, CodebookWeight):
+            arrays["scale"] = weight.absmax
+            stored["block"] = weight.block
+        else:
+            arrays |= {"scale": weight.scale, "zeros": weight.packed_zero()}
+            stored["spec"] = {k: getattr(weight.spec, k) for k in ("bits", "block", "symmetric")}
+        try:
+            shutil.rmtree(draft, ignore_errors=True)
+            draft.mkdir()
+            for part, array in arrays.items():
+                if array is not None:
+                    np.save(draft / f"{part}.npy", array, allow_pickle=False)
+            text = json.dumps({**about, "stored": stored})
+            (draft / ABOUT).write_text(text, encoding="utf-8", newline="\n")
+            draft.rename(place)
+        except OSError as e:
+            raise OutputError(f"{place} cannot be written: {e.strerror or e}") from e
+        kept = self.load(name)
+        if kept is None:
+            raise OutputError(f"{place} was taken away while it was written")
+        return kept
 
     def remove(self) -> None:
         """The compile is done."""
-        if self.folder is not None:
-            shutil.rmtree(self.folder, ignore_errors=True)
+        shutil.rmtree(self.root, ignore_errors=True)
 
-    def _path(self, name: str) -> Path | None:
-        if self.folder is None:
-            return None
-        index = self._names.setdefault(name, len(self._names))
-        return self.folder / f"{index}.npz"
+    def _place(self, name: str) -> Path:
+        return self.folder / hashlib.sha256(name.encode()).hexdigest()[:24]

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,12 +17,12 @@ from qcompile.calibrators.awq import Balance
 from qcompile.calibrators.gptq import gptq, output_error
 from qcompile.calibrators.hqq import hqq
 from qcompile.calibrators.nearest_blocks import fit_blocks
-from qcompile.checkpoint import Checkpoint
+from qcompile.checkpoint import Checkpoint, Kept
 from qcompile.ir.blocks import BlockWeight
 from qcompile.ir.codebook import CodebookWeight, to_codebook
 from qcompile.ir.matrices import Matrix
 from qcompile.job import Job
-from qcompile.stream_weights import Group, groups_of, stream
+from qcompile.stream_weights import Group, Values, groups_of, stream
 from qcompile.weights_plan import MatrixChoice
 
 __all__ = ["Rounded", "round_alone", "round_matrices"]
@@ -49,7 +52,7 @@ class Rounded:
         columns: what the columns were multiplied with before rounding, None for nothing.
     """
 
-    weight: BlockWeight | CodebookWeight
+    weight: BlockWeight | Kept
     sqnr_db: float
     how: str
     note: str = ""
@@ -81,9 +84,19 @@ def round_matrices(
         groups = []
     streamed = {m.name for group in groups for m in group.matrices}
     found: dict[str, Rounded] = {}
+
+    def rounded(name: str, make: Callable[[], Rounded]) -> Rounded:
+        """What lies on disk; made and stored first where it does not."""
+        kept = checkpoint.load(name)
+        if kept is None:
+            made = make()
+            kept = checkpoint.save(name, made.weight, {k: getattr(made, k) for k in STORED})
+        found[name] = Rounded(kept[0], **kept[1])
+        return found[name]
+
     alone = [c for name, c in wanted.items() if name not in streamed]
     for i, choice in enumerate(alone):
-        found[choice.matrix.name] = round_alone(choice, algorithm)
+        rounded(choice.matrix.name, partial(round_alone, choice, algorithm))
         advance(i + 1, len(wanted))
     if not groups:
         return found
@@ -91,37 +104,31 @@ def round_matrices(
     specs = {name: c.spec for name, c in wanted.items() if c.spec is not None}
     balances: dict[str, Balance | None] = {}
 
-    def act(group: Group, matrix: Matrix, moments: Callable[[], Any]) -> npt.NDArray[np.float32]:
-        done = checkpoint.load(matrix.name)
-        if done is None:
-            if algorithm == "awq":
-                if group.tensor not in balances:
-                    balances.clear()
-                    balances[group.tensor] = balance_group(group, specs, even, moments())
-                rounded = _balanced(wanted[matrix.name], balances[group.tensor], moments())
-            else:
-                rounded = _with_moments(wanted[matrix.name], moments())
-            about = {k: getattr(rounded, k) for k in STORED}
-            if isinstance(rounded.weight, BlockWeight):
-                checkpoint.save(matrix.name, rounded.weight, about)
-        else:
-            rounded = Rounded(done[0], **done[1])
-        found[matrix.name] = rounded
-        return rounded.values()
+    def with_data(group: Group, matrix: Matrix, moments: Callable[[], Any]) -> Rounded:
+        if algorithm != "awq":
+            return _with_moments(wanted[matrix.name], moments())
+        if group.tensor not in balances:
+            balances.clear()
+            balances[group.tensor] = balance_group(group, specs, even, moments())
+        return _balanced(wanted[matrix.name], balances[group.tensor], moments())
+
+    def act(group: Group, matrix: Matrix, moments: Callable[[], Any]) -> Values:
+        return rounded(matrix.name, partial(with_data, group, matrix, moments)).values
 
     total = len(job.data.calibration)
     picked = np.unique(np.linspace(0, total - 1, min(SAMPLES, total)).astype(int))
-    stream(
-        model,
-        [job.data.calibration.load(int(i)) for i in picked],
-        groups,
-        {name: r.weight.values() for name, r in found.items()},
-        act,
-        checkpoint,
-        threads=job.options.threads,
-        custom_ops=job.options.custom_ops,
-        advance=advance,
-    )
+    with tempfile.TemporaryDirectory(dir=job.work, prefix="live-") as spill:
+        stream(
+            model,
+            [job.data.calibration.load(int(i)) for i in picked],
+            groups,
+            [(wanted[name].matrix, r.weight.values) for name, r in found.items()],
+            act,
+            threads=job.options.threads,
+            custom_ops=job.options.custom_ops,
+            spill=Path(spill),
+            advance=advance,
+        )
     return found
 
 

@@ -3,26 +3,27 @@
 All samples run side by side, a few nodes at a time. Before a layer runs, the second moments of its input
 are summed; its matrix is rounded; everything behind it then reads what the integers make of the samples.
 Weights lie in their mapped file until their layer's turn, so memory holds one layer and the samples'
-activations. Each matrix can be stored when it is done, so that a compile that was killed goes on from
-there: the second moments depend on integers alone that were stored, so the bytes are the same.
+activations. What a rounded matrix computes with is made anew from its integers when its layer runs. The
+second moments depend on integers alone that were stored, so a compile that was killed and goes on gives
+the same bytes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as oir
 
-from qcompile.checkpoint import Checkpoint
 from qcompile.data.inputs import Feed
 from qcompile.ir.matrices import Matrix
 from qcompile.stepper import Stepper
 
-__all__ = ["Group", "groups_of", "stream"]
+__all__ = ["Group", "Values", "groups_of", "stream"]
 
 Array = npt.NDArray[np.float64]
 
@@ -61,16 +62,20 @@ def groups_of(model: oir.Model, matrices: Sequence[Matrix]) -> list[Group]:
     return sorted(rows, key=lambda g: g.position)
 
 
+Values = Callable[[], npt.NDArray[np.float32]]
+"""What a matrix computes with, (out, in)."""
+
+
 def stream(
     model: oir.Model,
     feeds: Sequence[Feed],
     groups: Sequence[Group],
-    already: dict[str, npt.NDArray[np.float32]],
-    act: Callable[[Group, Matrix, Callable[[], Array]], npt.NDArray[np.float32]],
-    checkpoint: Checkpoint,
+    already: Sequence[tuple[Matrix, Values]],
+    act: Callable[[Group, Matrix, Callable[[], Array]], Values],
     *,
     threads: int | None = None,
     custom_ops: object = None,
+    spill: Path | None = None,
     advance: Callable[[float, float | None], None] = lambda done, total: None,
 ) -> None:
     """Visit each group; behind it the samples are what the new weights make of them.
@@ -79,24 +84,22 @@ def stream(
         model: prepared float model.
         feeds: samples.
         groups: in the graph's order.
-        already: matrices that were rounded without data, (out, in), by initializer name.
-        act: group, matrix, and a function for the second moments of its input -> its new values (out, in).
-        checkpoint: told when a group is done.
+        already: matrices that were rounded without data.
+        act: group, matrix, and a function for the second moments of its input -> its new values.
         threads: inside operators.
         custom_ops: library with custom operators.
+        spill: folder for the samples' activations; None holds them in memory.
         advance: told how many groups are done.
     """
-    stepper = Stepper(model, feeds, threads=threads, custom_ops=custom_ops)
-    values = model.graph.initializers
+    stepper = Stepper(model, feeds, threads=threads, custom_ops=custom_ops, spill=spill)
 
-    def put(matrix: Matrix, array: npt.NDArray[np.float32]) -> None:
-        stepper.replace_constant(matrix.name, array.T if matrix.turned else array)
+    def put(matrix: Matrix, values: Values) -> None:
+        stepper.replace_constant(
+            matrix.name, (lambda: np.ascontiguousarray(values().T)) if matrix.turned else values
+        )
 
-    for name, array in already.items():
-        turned = values[name].const_value
-        assert turned is not None
-        same = tuple(int(d) for d in turned.shape.numpy()) == array.shape
-        stepper.replace_constant(name, array if same else array.T)
+    for matrix, values in already:
+        put(matrix, values)
     for i, group in enumerate(groups):
         stepper.run_to(group.position)
         known: list[Array] = []
@@ -108,7 +111,6 @@ def stream(
 
         for matrix in group.matrices:
             put(matrix, act(group, matrix, moments))
-        checkpoint.flush()
         advance(i + 1, len(groups))
 
 

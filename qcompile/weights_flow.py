@@ -23,7 +23,7 @@ from qcompile.balance_inputs import fold_columns
 from qcompile.checkpoint import Checkpoint
 from qcompile.data.text import token_input
 from qcompile.gate import judge
-from qcompile.ir.blocks import BlockWeight
+from qcompile.ir.codebook import CodebookWeight
 from qcompile.ir.errors import BackendMissingError
 from qcompile.ir.graph import drop_unused
 from qcompile.ir.matrices import find_matrices
@@ -131,8 +131,8 @@ def compile_weights(
         if share and taken == tried[-1].choices:
             break
         with stages("round weights"):
-            kept = None if fixed or keep is not None else _progress(output)
-            checkpoint = Checkpoint(kept, {**key, "plan": as_plan(taken).to_json()})
+            kept = job.work / "rounded" if keep is not None else _progress(output)
+            checkpoint = Checkpoint(kept, key, as_plan(taken).to_json())
             rounded = round_matrices(job, taken, algorithm, stages.reporter.advance, checkpoint)
             first = first or rounded
         with stages("lower"):
@@ -172,7 +172,7 @@ def lower(model: oir.Model, rounded: Mapping[str, Rounded], form: WeightForm) ->
         if r.columns is not None
     }
     if columns:
-        even = [m for m in found if isinstance(weights[m.name], BlockWeight)]
+        even = [m for m in found if not isinstance(weights[m.name], CodebookWeight)]
         fold_columns(copy, even, columns, weights)
     lower_weights(copy, found, weights, form.accuracy_level)
     drop_unused(copy)

@@ -7,13 +7,17 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnx_ir as oir
+import onnxruntime as ort
 import pytest
 
 from qcompile.calibrators.gptq import gptq
+from qcompile.calibrators.nearest_blocks import fit_blocks
 from qcompile.checkpoint import Checkpoint
-from qcompile.ir.blocks import BlockSpec
+from qcompile.ir.blocks import BlockSpec, PackedWeight
+from qcompile.ir.codebook import to_codebook
 from qcompile.ir.matrices import Matrix, find_matrices
-from qcompile.stream_weights import Group, groups_of, second_moments, stream
+from qcompile.stepper import Stepper
+from qcompile.stream_weights import Group, Values, groups_of, second_moments, stream
 
 MODEL = """
 <ir_version: 8, opset_import: ["" : 17]>
@@ -50,26 +54,30 @@ def test_matrices_that_read_one_tensor_are_a_group(model: oir.Model) -> None:
     ]
 
 
-def rounded(model: oir.Model, checkpoint: Checkpoint, stop: int = 9) -> dict[str, np.ndarray]:
+def rounded(
+    model: oir.Model, checkpoint: Checkpoint, stop: int = 9, spill: Path | None = None
+) -> dict[str, np.ndarray]:
     """GPTQ of every matrix; raises KeyboardInterrupt at the matrix with number ``stop``."""
     found: dict[str, np.ndarray] = {}
 
-    def act(group: Group, matrix: Matrix, moments) -> np.ndarray:  # type: ignore[no-untyped-def] # noqa: ANN001
+    def act(group: Group, matrix: Matrix, moments) -> Values:  # type: ignore[no-untyped-def] # noqa: ANN001
         if len(found) == stop:
             raise KeyboardInterrupt
         done = checkpoint.load(matrix.name)
-        weight = done[0] if done else gptq(matrix.array(), moments(), BlockSpec(3, 16)).weight
         if done is None:
-            checkpoint.save(matrix.name, weight, {"how": "gptq"})
-        found[matrix.name] = weight.values()
-        return found[matrix.name]
+            made = gptq(matrix.array(), moments(), BlockSpec(3, 16)).weight
+            done = checkpoint.save(matrix.name, made, {"how": "gptq"})
+        found[matrix.name] = done[0].values()
+        return done[0].values
 
-    stream(model, feeds(), groups_of(model, find_matrices(model)[0]), {}, act, checkpoint)
+    stream(model, feeds(), groups_of(model, find_matrices(model)[0]), [], act, spill=spill)
     return found
 
 
-def test_a_later_layer_reads_what_the_integers_make_of_the_samples(model: oir.Model) -> None:
-    found = rounded(model, Checkpoint(None, {}))
+def test_a_later_layer_reads_what_the_integers_make_of_the_samples(
+    model: oir.Model, tmp_path: Path
+) -> None:
+    found = rounded(model, Checkpoint(tmp_path / "p", {}))
     x = np.concatenate([f["x"] for f in feeds()])
     r = np.maximum((x @ found["wq"].T) * (x @ found["wk"].T), 0)
     last = next(m for m in find_matrices(model)[0] if m.name == "wo")
@@ -83,7 +91,7 @@ def test_a_later_layer_reads_what_the_integers_make_of_the_samples(model: oir.Mo
 
 
 def test_a_killed_compile_goes_on_to_the_same_bytes(model: oir.Model, tmp_path: Path) -> None:
-    whole = rounded(model, Checkpoint(None, {}))
+    whole = rounded(model, Checkpoint(tmp_path / "whole", {}))
     with pytest.raises(KeyboardInterrupt):
         rounded(model, Checkpoint(tmp_path / "p", {"a": 1}), stop=2)
     again = Checkpoint(tmp_path / "p", {"a": 1})
@@ -94,6 +102,51 @@ def test_a_killed_compile_goes_on_to_the_same_bytes(model: oir.Model, tmp_path: 
     assert Checkpoint(tmp_path / "p", {"a": 2}).load("wq") is None  # another compile's
     again.remove()
     assert not (tmp_path / "p").exists()
+
+
+def test_a_stored_matrix_is_mapped_and_equal_in_every_form(tmp_path: Path) -> None:
+    rng = np.random.default_rng(3)
+    matrix = rng.standard_normal((6, 40)).astype(np.float32)
+    kept = Checkpoint(tmp_path / "p", {})
+    for bits in (2, 3, 4, 8):
+        for symmetric in (False, True):
+            made = fit_blocks(matrix, BlockSpec(bits, 16, symmetric))
+            found, about = kept.save(f"{bits} {symmetric}", made, {"how": "rtn"})
+            assert about == {"how": "rtn"}
+            assert isinstance(found, PackedWeight)
+            np.testing.assert_array_equal(found.values(), made.values())
+            np.testing.assert_array_equal(found.integers, made.integers)
+            np.testing.assert_array_equal(found.packed(), made.packed())
+            for one, other in ((found.zero, made.zero), (found.packed_zero(), made.packed_zero())):
+                assert (one is None) == (other is None) == symmetric
+                if one is not None and other is not None:
+                    np.testing.assert_array_equal(one, other)
+    codes = to_codebook(matrix[:, :32], 16)
+    again = kept.save("nf4", codes, {})[0]
+    np.testing.assert_array_equal(again.values(), codes.values())
+    assert Checkpoint(tmp_path / "p", {}, "another attempt").load("nf4") is None
+    assert Checkpoint(tmp_path / "p", {}).load("nf4") is not None
+
+
+def test_large_weights_and_spilled_activations_give_the_same_numbers(tmp_path: Path) -> None:
+    """Weights from 1 MiB are handed over as inputs, activations from 256 KiB lie in files."""
+    proto = onnx.parser.parse_model(MODEL.replace("24]", "600]"))
+    rng = np.random.default_rng(0)
+    for name, shape in (("wq", (600, 512)), ("wk", (600, 512)), ("wo", (16, 512))):
+        array = rng.standard_normal(shape).astype(np.float32) / 24
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
+    model = oir.from_proto(proto)
+    x = [{"x": rng.standard_normal((160, 600)).astype(np.float32)} for _ in range(2)]
+    spill = tmp_path / "live"
+    spill.mkdir()
+    stepper = Stepper(model, x, spill=spill)
+    stepper.run_to(2)
+    assert len(list(spill.iterdir())) == 4
+    stepper.run_to(len(stepper.nodes))
+    assert not list(spill.iterdir())
+    wanted = ort.InferenceSession(proto.SerializeToString())
+    for feed, live in zip(x, stepper.live, strict=True):
+        np.testing.assert_allclose(live["y"], wanted.run(["y"], feed)[0], rtol=1e-4, atol=1e-5)
 
 
 def test_second_moments_are_the_mean_over_all_rows() -> None:

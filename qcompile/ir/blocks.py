@@ -7,6 +7,7 @@ read them. A 3-bit grid is stored in 4 bits: no kernel reads 3.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,13 +15,25 @@ import numpy.typing as npt
 
 from qcompile.ir.errors import OptionError
 
-__all__ = ["BITS", "BlockSpec", "BlockWeight", "join_blocks", "pack", "split_blocks", "unpack"]
+__all__ = [
+    "BITS",
+    "BlockSpec",
+    "BlockWeight",
+    "PackedWeight",
+    "join_blocks",
+    "pack",
+    "split_blocks",
+    "unpack",
+]
 
 Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
 
 BITS = (2, 3, 4, 8)
 """Grids that can be stored."""
+
+_AT_ONCE = 1 << 20
+"""Elements turned into floats at once: what lies packed in a file is never unpacked whole."""
 
 
 @dataclass(frozen=True)
@@ -91,9 +104,11 @@ class BlockWeight:
 
     def values(self) -> Floats:
         """What the kernels compute with, (out, in)."""
-        zero = self.spec.middle if self.zero is None else self.zero[:, :, None].astype(np.float32)
-        real = (self.integers.astype(np.float32) - zero) * self.scale[:, :, None]
-        return join_blocks(real, self.width)
+        found = np.empty((len(self.integers), self.width), np.float32)
+        for rows in _runs(*found.shape):
+            zero = None if self.zero is None else self.zero[rows]
+            found[rows] = _real(self.spec, self.integers[rows], self.scale[rows], zero, self.width)
+        return found
 
     def packed(self) -> Bytes:
         """(out, blocks, bytes of a block)."""
@@ -102,6 +117,68 @@ class BlockWeight:
     def packed_zero(self) -> Bytes | None:
         """(out, bytes), blocks of a row packed together; None for a symmetric grid."""
         return None if self.zero is None else pack(self.zero, self.spec.storage)
+
+
+@dataclass(frozen=True)
+class PackedWeight:
+    """A matrix in integers as the kernels read it; its arrays may be views of a mapped file.
+
+    Attributes:
+        spec: the grid.
+        width: elements along ``in``.
+        data: (out, blocks, bytes of a block).
+        scale: float32, (out, blocks).
+        zeros: (out, bytes), as ``BlockWeight.packed_zero`` has them; None for a symmetric grid.
+    """
+
+    spec: BlockSpec
+    width: int
+    data: Bytes
+    scale: Floats
+    zeros: Bytes | None = None
+
+    @property
+    def integers(self) -> Bytes:
+        """(out, blocks, block), unpacked."""
+        return unpack(self.data, self.spec.storage, self.spec.block)
+
+    @property
+    def zero(self) -> Bytes | None:
+        """(out, blocks), unpacked."""
+        if self.zeros is None:
+            return None
+        return unpack(self.zeros, self.spec.storage, self.scale.shape[1])
+
+    def values(self) -> Floats:
+        """What the kernels compute with, (out, in)."""
+        found = np.empty((len(self.data), self.width), np.float32)
+        whole = self.zero
+        for rows in _runs(*found.shape):
+            integers = unpack(self.data[rows], self.spec.storage, self.spec.block)
+            zero = None if whole is None else whole[rows]
+            found[rows] = _real(self.spec, integers, self.scale[rows], zero, self.width)
+        return found
+
+    def packed(self) -> Bytes:
+        """(out, blocks, bytes of a block)."""
+        return self.data
+
+    def packed_zero(self) -> Bytes | None:
+        """(out, bytes), blocks of a row packed together; None for a symmetric grid."""
+        return self.zeros
+
+
+def _runs(rows: int, width: int) -> Iterator[slice]:
+    """Rows in runs of about ``_AT_ONCE`` elements."""
+    step = max(1, _AT_ONCE // max(1, width))
+    return (slice(i, i + step) for i in range(0, rows, step))
+
+
+def _real(
+    spec: BlockSpec, integers: Bytes, scale: Floats, zero: Bytes | None, width: int
+) -> Floats:
+    middle = spec.middle if zero is None else zero[:, :, None].astype(np.float32)
+    return join_blocks((integers.astype(np.float32) - middle) * scale[:, :, None], width)
 
 
 def split_blocks(matrix: npt.NDArray[np.floating], block: int) -> npt.NDArray[np.floating]:

@@ -34,23 +34,33 @@ class CodebookWeight:
     Attributes:
         width: elements along ``in``, a whole number of blocks.
         block: elements that share a scale.
-        codes: uint8, (out, blocks, block), unpacked.
+        data: uint8, flat: two codes a byte, the first in the high bits.
         absmax: float32, (out, blocks).
     """
 
     width: int
     block: int
-    codes: npt.NDArray[np.uint8]
+    data: npt.NDArray[np.uint8]
     absmax: npt.NDArray[np.float32]
+
+    @property
+    def rows(self) -> int:
+        """Outputs of the layer."""
+        return len(self.absmax)
 
     def values(self) -> npt.NDArray[np.float32]:
         """What the kernel computes with, (out, in)."""
-        return join_blocks(NF4[self.codes] * self.absmax[:, :, None], self.width)
+        found = np.empty((self.rows, self.width), np.float32)
+        data = self.data.reshape(self.rows, -1)
+        for i in range(self.rows):
+            codes = np.stack((data[i] >> np.uint8(4), data[i] & np.uint8(15)), axis=-1)
+            blocks = NF4[codes.reshape(1, -1, self.block)]
+            found[i] = join_blocks(blocks * self.absmax[i, None, :, None], self.width)
+        return found
 
     def packed(self) -> npt.NDArray[np.uint8]:
         """Two codes a byte, the first in the high bits, flat."""
-        flat = self.codes.reshape(-1, 2)
-        return np.asarray((flat[:, 0] << np.uint8(4)) | flat[:, 1], np.uint8)
+        return self.data
 
 
 def to_codebook(matrix: npt.NDArray[np.float32], block: int) -> CodebookWeight:
@@ -66,4 +76,6 @@ def to_codebook(matrix: npt.NDArray[np.float32], block: int) -> CodebookWeight:
         absmax[start : start + step] = largest
         scaled = part / np.where(largest > 0, largest, 1)[:, :, None]
         codes[start : start + step] = np.searchsorted(middles, scaled)
-    return CodebookWeight(matrix.shape[1], block, codes, absmax)
+    flat = codes.reshape(-1, 2)
+    data = np.asarray((flat[:, 0] << np.uint8(4)) | flat[:, 1], np.uint8)
+    return CodebookWeight(matrix.shape[1], block, data, absmax)
