@@ -21,6 +21,7 @@ from qcompile.ir.graph import (
     default_opset,
     is_graph_output,
     origin,
+    register_constant,
     set_origin,
     used_names,
 )
@@ -79,15 +80,7 @@ class Lowering:
 
     def _register(self, base: str, array: npt.NDArray[np.generic]) -> oir.Value:
         name = self.unique(base, values=True)
-        tensor = oir.tensor(np.ascontiguousarray(array).reshape(array.shape), name=name)
-        value = oir.Value(
-            name=name,
-            type=oir.TensorType(tensor.dtype),
-            shape=oir.Shape(array.shape),
-            const_value=tensor,
-        )
-        self.model.graph.register_initializer(value)
-        return value
+        return register_constant(self.model.graph, name, array)
 
     def unique(self, base: str, *, values: bool = False) -> str:
         """``base``, or ``base/2``, ``base/3`` when a node (or a value made here) has it already."""

@@ -25,7 +25,7 @@ from qcompile.ir.graph import constant, default_opset, fresh_name, is_graph_outp
 from qcompile.ir.manager import CompileState, PassResult
 from qcompile.ir.notes import Note
 
-__all__ = ["LARGEST", "CastHalf"]
+__all__ = ["HALVES", "LARGEST", "CastHalf"]
 
 LARGEST = 65504.0
 """Largest finite float16."""
@@ -54,7 +54,8 @@ _TYPED = frozenset(
 """Operators whose output type stands in an attribute or in a graph of their own."""
 
 _FLOAT = oir.DataType.FLOAT
-_TYPES = {"fp16": oir.DataType.FLOAT16, "bf16": oir.DataType.BFLOAT16}
+HALVES = {"fp16": oir.DataType.FLOAT16, "bf16": oir.DataType.BFLOAT16}
+"""Kinds of half precision."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ class CastHalf:
     def run(self, state: CompileState) -> PassResult:
         """Edit ``state.model``; nodes left in float32 for a reason of their own are noted."""
         graph = state.model.graph
-        half = _TYPES[self.kind]
+        half = HALVES[self.kind]
         schemas = _Schemas(default_opset(state.model), half)
         large = {
             name

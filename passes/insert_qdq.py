@@ -21,7 +21,7 @@ import numpy.typing as npt
 import onnx_ir as oir
 
 from qcompile.ir.affine import QParams, dequantize, quantize, solve, weight_range
-from qcompile.ir.graph import constant, is_graph_output, used_names
+from qcompile.ir.graph import constant, is_graph_output, register_constant, used_names
 from qcompile.ir.manager import CompileState, PassResult
 from qcompile.ir.notes import Note
 from qcompile.passes.integer_region import Region, integer_region
@@ -80,15 +80,7 @@ class _Writer:
 
     def initializer(self, base: str, array: npt.NDArray[np.generic]) -> oir.Value:
         name = self.fresh(base)
-        tensor = oir.tensor(np.ascontiguousarray(array).reshape(array.shape), name=name)
-        value = oir.Value(
-            name=name,
-            type=oir.TensorType(tensor.dtype),
-            shape=oir.Shape(array.shape),
-            const_value=tensor,
-        )
-        self.model.graph.register_initializer(value)
-        return value
+        return register_constant(self.model.graph, name, array)
 
     def parameters(self, base: str, qparams: QParams) -> list[oir.Value]:
         scale = self.initializer(f"{base}_scale", qparams.scale)

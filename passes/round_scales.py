@@ -11,18 +11,16 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
-import onnx_ir as oir
 
 from qcompile.ir.affine import quantize_weight
 from qcompile.ir.graph import constant
 from qcompile.ir.manager import CompileState, PassResult
+from qcompile.passes.cast_half import HALVES
 from qcompile.passes.integer_region import integer_region
 from qcompile.passes.quantize_weights import weight_keys
 from qcompile.passes.share_scales import choose_scales
 
 __all__ = ["RoundScales"]
-
-_TYPES = {"fp16": oir.DataType.FLOAT16, "bf16": oir.DataType.BFLOAT16}
 
 
 @dataclass(frozen=True)
@@ -52,7 +50,7 @@ class RoundScales:
             if site.weight_spec is not None:
                 state.qparams[key] = quantize_weight(array, site.weight_spec)[1]
         count = 0
-        dtype = _TYPES[self.kind].numpy()
+        dtype = HALVES[self.kind].numpy()
         for name, qparams in state.qparams.items():
             if name in state.weights:
                 continue

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import csv
 import difflib
-import importlib.util
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qcompile.data.inputs import Feed, InputSpec
+from qcompile.data.script import load_function
 from qcompile.data.sources import FeedSet, open_feeds
 from qcompile.data.text import text_recipe
 from qcompile.ir.errors import CalibrationError, OptionError
@@ -128,7 +127,8 @@ def make_metric(
         )
     script, _, function = asked.rpartition(":")
     if script.endswith(".py"):
-        loaded = _load_function(Path(script), function)
+        needed = "a function (run) -> float"
+        loaded = load_function(Path(script), function, "--metric", needed, OptionError)
         return Metric(
             function, loaded, _direction(options, bool(getattr(loaded, "lower_is_better", False)))
         )
@@ -160,27 +160,6 @@ def make_metric(
 
 def _direction(options: Options, default: bool) -> bool:
     return default if options.metric_direction is None else options.metric_direction == "min"
-
-
-def _load_function(path: Path, name: str) -> Callable[[Run], float]:
-    if not path.is_file():
-        raise OptionError(f"--metric: script '{path}' does not exist")
-    spec = importlib.util.spec_from_file_location(f"qcompile_metric_{path.stem}", path)
-    if spec is None or spec.loader is None:
-        raise OptionError(f"--metric: '{path}' cannot be imported")
-    module = importlib.util.module_from_spec(spec)
-    sys.path.insert(0, str(path.resolve().parent))
-    try:
-        spec.loader.exec_module(module)
-    except Exception as e:  # the user's own code may raise anything
-        raise OptionError(f"--metric: importing '{path}' raised {type(e).__name__}: {e}") from e
-    finally:
-        sys.path.pop(0)
-    function = getattr(module, name, None)
-    if not callable(function):
-        raise OptionError(f"--metric: '{path}' has no function '{name}' (run) -> float")
-    loaded: Callable[[Run], float] = function
-    return loaded
 
 
 def _labels(path: Path | None, feeds: FeedSet) -> list[str]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -15,6 +13,7 @@ import numpy.typing as npt
 from qcompile.data.feeds import FeedSet
 from qcompile.data.images import IMAGE_SUFFIXES, Preprocess, parse_preprocess
 from qcompile.data.inputs import Feed, InputSpec, fit_feed, random_feeds
+from qcompile.data.script import beside, load_function
 from qcompile.data.text import TEXT_SUFFIXES, TextRecipe, open_text
 from qcompile.ir.errors import BackendMissingError, CalibrationError, OptionError
 
@@ -211,28 +210,15 @@ def _open_images(
 
 
 def _call(path: Path, name: str, option: str) -> object:
-    if not path.is_file():
-        raise CalibrationError(f"{option}: script '{path}' does not exist")
-    spec = importlib.util.spec_from_file_location(f"qcompile_user_{path.stem}", path)
-    if spec is None or spec.loader is None:
-        raise CalibrationError(f"{option}: '{path}' cannot be imported")
-    module = importlib.util.module_from_spec(spec)
-    sys.path.insert(0, str(path.resolve().parent))
-    try:
-        spec.loader.exec_module(module)
-        function = getattr(module, name, None)
-        if not callable(function):
-            raise CalibrationError(
-                f"{option}: '{path}' has no function '{name}'; write {path.name}:FUNCTION, "
-                "a function without arguments that returns an iterable of {input name: array}"
-            )
-        return function()
-    except CalibrationError:
-        raise
-    except Exception as e:  # the user's own code may raise anything
-        raise CalibrationError(f"{option}: {path}:{name} raised {type(e).__name__}: {e}") from e
-    finally:
-        sys.path.pop(0)
+    needed = "a function without arguments that returns an iterable of {input name: array}"
+    function = load_function(path, name, option, needed, CalibrationError)
+    with beside(path):
+        try:
+            return function()
+        except CalibrationError:
+            raise
+        except Exception as e:  # the user's own code may raise anything
+            raise CalibrationError(f"{option}: {path}:{name} raised {type(e).__name__}: {e}") from e
 
 
 def _polygraphy_json(path: Path) -> Iterable[Any]:

@@ -29,6 +29,7 @@ __all__ = [
     "node_order",
     "origin",
     "origins",
+    "register_constant",
     "replace_value",
     "set_origin",
     "single_consumer",
@@ -164,7 +165,11 @@ def subgraphs_of(node: oir.Node) -> list[tuple[str, oir.Graph]]:
 
 def add_initializer(graph: oir.Graph, base: str, array: npt.NDArray[np.generic]) -> oir.Value:
     """Register ``array`` as an initializer under a fresh name derived from ``base``."""
-    name = fresh_name(graph, base)
+    return register_constant(graph, fresh_name(graph, base), array)
+
+
+def register_constant(graph: oir.Graph, name: str, array: npt.NDArray[np.generic]) -> oir.Value:
+    """Register ``array`` as the initializer ``name``, which must be free."""
     tensor = oir.tensor(np.asarray(array, order="C"), name=name)
     value = oir.Value(
         name=name,
