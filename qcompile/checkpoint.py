@@ -9,7 +9,8 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,45 @@ from qcompile.ir.blocks import BlockSpec, BlockWeight, PackedWeight
 from qcompile.ir.codebook import CodebookWeight
 from qcompile.ir.errors import OutputError
 
-__all__ = ["Checkpoint", "Kept"]
+__all__ = ["Checkpoint", "Kept", "claim", "progress_folder", "tell_matrices"]
 
 KEY, ABOUT = "key.json", "about.json"
 
 Kept = PackedWeight | CodebookWeight
+
+
+def progress_folder(output: Path) -> Path:
+    """Where a compile into ``output`` keeps what it has finished."""
+    return output.resolve().with_name(f".{output.name}.progress")
+
+
+def claim(folder: Path, key: Mapping[str, Any]) -> None:
+    """Make ``folder`` this compile's: another compile's files are thrown away.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    text = json.dumps(dict(key), sort_keys=True, default=str)
+    found = folder / KEY
+    try:
+        if not found.is_file() or found.read_text(encoding="utf-8") != text:
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+            found.write_text(text, encoding="utf-8", newline="\n")
+    except OSError as e:
+        raise OutputError(f"{folder} cannot be written: {e.strerror or e}") from e
+
+
+@contextmanager
+def tell_matrices(folder: Path) -> Iterator[None]:
+    """An interruption within the block says how many matrices are kept."""
+    try:
+        yield
+    except KeyboardInterrupt as e:
+        done = len(list(folder.glob(f"*/*/{ABOUT}")))
+        if done:
+            e.kept = (folder, [f"{done} rounded matrices"])  # type: ignore[attr-defined]
+        raise
 
 
 class Checkpoint:
@@ -44,13 +79,8 @@ class Checkpoint:
         """
         self.root = folder
         self.folder = folder / hashlib.sha256(part.encode()).hexdigest()[:12]
-        text = json.dumps(dict(key), sort_keys=True, default=str)
-        found = folder / KEY
+        claim(folder, key)
         try:
-            if not found.is_file() or found.read_text(encoding="utf-8") != text:
-                shutil.rmtree(folder, ignore_errors=True)
-                folder.mkdir(parents=True)
-                found.write_text(text, encoding="utf-8", newline="\n")
             self.folder.mkdir(exist_ok=True)
         except OSError as e:
             raise OutputError(f"{folder} cannot be written: {e.strerror or e}") from e

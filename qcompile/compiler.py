@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,12 @@ from qcompile.attempts import pass_gate
 from qcompile.backends.ort import check_runtime
 from qcompile.backends.tables import get_target
 from qcompile.build import Builder
+from qcompile.checkpoint import progress_folder, tell_matrices
 from qcompile.even_out import even_out
 from qcompile.ir.save import save_model
 from qcompile.job import Job, doubted, gather, start_plan
 from qcompile.learned import find_learned
+from qcompile.lock import Lock
 from qcompile.options import Options, make_options
 from qcompile.planner.search import search
 from qcompile.portable_flow import compile_portable, portable_builder
@@ -29,6 +32,7 @@ from qcompile.reuse import fingerprint, locked, up_to_date
 from qcompile.runnable import keep_runnable
 from qcompile.stages import Stages
 from qcompile.state import with_state
+from qcompile.unfinished import Unfinished
 from qcompile.weights_flow import compile_weights
 from qcompile.write import write_artifact
 
@@ -84,46 +88,69 @@ def compile_with(source: Any, options: Options, reporter: Reporter | None = None
             job = replace(job, base=base)
         lock = locked(options, output, key)
         if target.weights is not None:
-            return compile_weights(job, target.weights, lock, key, stages, output, keep)
-        with stages("calibrate"):
-            ranges = find_ranges(job, lock, stages.reporter.advance)
-            if job.base is not None and ranges.calibration is not None:
-                ranges = replace(ranges, chosen=job.base.ranges(ranges.calibration))
-        with stages("even out"):
-            make = portable_builder if target.portable else ort_builder
-            plan = start_plan(job, ranges.chosen, lock)
-            job, ranges = even_out(job, ranges, plan, lock, make, stages.reporter.advance)
-        if target.portable:
-            return compile_portable(job, ranges, lock, key, stages, output, keep)
-        with stages("learn"):
-            plan = start_plan(job, ranges.chosen, lock)
-            learned = find_learned(job, ranges.chosen, plan, lock, stages.reporter.advance, output)
-        with stages("plan"):
-            builder = replace(ort_builder(job, ranges), learned=learned)
-            replay = lock is not None or job.base is not None
-            if not replay:
-                job, plan = keep_runnable(job, builder, plan)
-            if job.base is None:
-                with stages.parts("range estimators"):
-                    ranges, builder = choose_ranges(
-                        job, ranges, builder, plan, stages.reporter.advance
-                    )
-            found = search(
-                job,
-                builder,
-                plan,
-                replay=replay,
-                reporter=stages.reporter,
-                watch=stages.parts,
-            )
-        with stages("gate"):
-            taken, verdict = pass_gate(job, found, builder, stages.reporter)
-        with stages("write"), new_artifact(output, options.force) as folder:
-            report, code = write_artifact(
-                folder, job, ranges, found, taken, verdict, key, stages, output
-            )
-            if lock is not None:
-                lock.check_outputs(report.data["hashes"], options.lock or Path(LOCK))
+            with tell_matrices(progress_folder(output)):
+                return compile_weights(job, target.weights, lock, key, stages, output, keep)
+        folder = None if lock is not None or keep is not None else progress_folder(output)
+        with Unfinished.begin(folder, key, stages.reporter) as done:
+            return _compile_static(job, lock, key, stages, output, keep, done)
+
+
+def _compile_static(
+    job: Job,
+    lock: Lock | None,
+    key: dict[str, Any],
+    stages: Stages,
+    output: Path,
+    keep: object,
+    done: Unfinished,
+) -> CompileResult:
+    """From calibration on, with ``done`` of an interrupted compile."""
+    options, target = job.options, job.prepared.target
+    with stages("calibrate"):
+        ranges = done.ranges(lambda: find_ranges(job, lock, stages.reporter.advance))
+        if job.base is not None and ranges.calibration is not None:
+            ranges = replace(ranges, chosen=job.base.ranges(ranges.calibration))
+    with stages("even out"):
+        make = portable_builder if target.portable else ort_builder
+        plan = start_plan(job, ranges.chosen, lock)
+        job, ranges = done.evened(
+            job,
+            ranges,
+            partial(even_out, job, ranges, plan, lock, make, stages.reporter.advance),
+        )
+    if target.portable:
+        return compile_portable(job, ranges, lock, key, stages, output, keep)
+    with stages("learn"):
+        plan = start_plan(job, ranges.chosen, lock)
+        learned = done.learned(
+            job,
+            partial(find_learned, job, ranges.chosen, plan, lock, stages.reporter.advance, output),
+        )
+    with stages("plan"):
+        builder = replace(ort_builder(job, ranges), learned=learned)
+        replay = lock is not None or job.base is not None
+        if not replay:
+            job, plan = keep_runnable(job, builder, plan)
+        if job.base is None:
+            with stages.parts("range estimators"):
+                ranges, builder = choose_ranges(job, ranges, builder, plan, stages.reporter.advance)
+        found = search(
+            job,
+            builder,
+            plan,
+            replay=replay,
+            reporter=stages.reporter,
+            watch=stages.parts,
+            remember=done.costs,
+        )
+    with stages("gate"):
+        taken, verdict = pass_gate(job, found, builder, stages.reporter)
+    with stages("write"), new_artifact(output, options.force) as folder:
+        report, code = write_artifact(
+            folder, job, ranges, found, taken, verdict, key, stages, output
+        )
+        if lock is not None:
+            lock.check_outputs(report.data["hashes"], options.lock or Path(LOCK))
     return CompileResult(report, output, code, keep=keep)
 
 

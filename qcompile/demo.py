@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,10 @@ import numpy as np
 import numpy.typing as npt
 
 from qcompile.ir.errors import OutputError
+from qcompile.reporter import Reporter
+from qcompile.result import CompileResult
 
-__all__ = ["models_folder", "run_demo"]
+__all__ = ["Demo", "models_folder", "run_demo"]
 
 MODEL = "fmnist_dwcnn.onnx"
 BATCH = 32
@@ -70,24 +73,42 @@ def top1_metric(
     return top1
 
 
-def run_demo(out: Path | None = None) -> int:
-    """Compiles the depthwise network for this CPU and prints what came of it.
+@dataclass(frozen=True)
+class Demo:
+    """What a demo came to.
+
+    Attributes:
+        result: of the compile.
+        seconds: all of it took.
+    """
+
+    result: CompileResult
+    seconds: float
+
+    def lines(self) -> list[str]:
+        """The figures and the verdict."""
+        rows = figures(self.result.report.data["gate"], self.seconds)
+        return [*(f"  {name:<6}{text}" for name, text in rows), *self.result.headlines()]
+
+
+def run_demo(
+    out: Path | None = None, *, say: Callable[[str], None], reporter: Reporter | None = None
+) -> Demo:
+    """Compiles the depthwise network for this CPU.
 
     Args:
         out: the artifact's folder; None: fmnist_dwcnn.ort-int8 in the working folder.
-
-    Returns:
-        0 when it was delivered, else the exit code that `qcompile` gives for the verdict.
+        say: is told at once what is compiled.
+        reporter: is told the stages.
     """
     import qcompile
 
     folder = models_folder()
     calibration, _ = read_images(folder / "fmnist_calibration.npz")
     test, labels = read_images(folder / "fmnist_test.npz")
-    print(
+    say(
         f"{MODEL}: a depthwise CNN for Fashion-MNIST, "
-        f"{len(calibration)} images to calibrate, {len(test):,} others to test",
-        flush=True,
+        f"{len(calibration)} images to calibrate, {len(test):,} others to test"
     )
     start = time.perf_counter()
     result = qcompile.compile(
@@ -97,13 +118,9 @@ def run_demo(out: Path | None = None) -> int:
         metric=top1_metric(test, labels),
         max_drop=MAX_DROP,
         output=Path(OUTPUT) if out is None else out,
+        progress=reporter,
     )
-    seconds = time.perf_counter() - start
-    for name, text in figures(result.report.data["gate"], seconds):
-        print(f"  {name:<6}{text}")
-    print("\n".join(result.headlines()))
-    exit_code: int = result.exit_code
-    return exit_code
+    return Demo(result, time.perf_counter() - start)
 
 
 def figures(gate: Mapping[str, Any], seconds: float) -> list[tuple[str, str]]:

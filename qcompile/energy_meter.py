@@ -6,22 +6,16 @@ Each meter counts a whole package, board or GPU, with everything else that runs 
 from __future__ import annotations
 
 import contextlib
-import re
-import shutil
-import subprocess
-import threading
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
+
+from qcompile.nvidia_meters import find_nvml, find_tegra
 
 __all__ = ["Energy", "find_meters", "metered"]
 
 POWERCAP = Path("/sys/class/powercap")  # POSIX: looked for, absent elsewhere
-POLL_S = 0.1
-
-_TEGRA = re.compile(r"\b(VDD_IN|POM_5V_IN|VIN_SYS_5V0) (\d+)(?:mW)?/")
 
 
 class Meter(Protocol):
@@ -76,43 +70,16 @@ class _Rapl:
         return (used if used >= 0 else used + self.wraps_at) / 1e6
 
 
-class _Polled:
-    """Integrates watts that are asked for ten times a second."""
-
-    def __init__(self, name: str, watts: Any) -> None:
-        self.name = name
-        self._watts = watts
-        self._done = threading.Event()
-        self._joules = 0.0
-        self._thread: threading.Thread | None = None
-
-    def start(self) -> None:
-        self._done.clear()
-        self._joules = 0.0
-        self._thread = threading.Thread(target=self._poll, daemon=True)
-        self._thread.start()
-
-    def _poll(self) -> None:
-        last, power = time.perf_counter(), float(self._watts())
-        over = False
-        while not over:
-            over = self._done.wait(POLL_S)
-            now, new = time.perf_counter(), float(self._watts())
-            self._joules += (power + new) / 2 * (now - last)
-            last, power = now, new
-
-    def stop(self) -> float:
-        self._done.set()
-        if self._thread is not None:
-            self._thread.join()
-        return self._joules
-
-
 def find_meters() -> tuple[list[Meter], dict[str, str]]:
     """The meters that can be read here, and why the others cannot."""
     meters: list[Meter] = []
     missing: dict[str, str] = {}
-    for kind, find in (("RAPL", _find_rapl), ("NVML", _find_nvml), ("tegrastats", _find_tegra)):
+    finders: dict[str, Callable[[], tuple[Sequence[Meter], str]]] = {
+        "RAPL": _find_rapl,
+        "NVML": find_nvml,
+        "tegrastats": find_tegra,
+    }
+    for kind, find in finders.items():
         found, why = find()
         meters += found
         if not found:
@@ -151,50 +118,3 @@ def _find_rapl() -> tuple[list[Meter], str]:
             return [], f"{zone.name} cannot be read ({getattr(e, 'strerror', None) or e})"
         meters.append(meter)
     return meters, ""
-
-
-def _find_nvml() -> tuple[list[Meter], str]:
-    tool = shutil.which("nvidia-smi")
-    if tool is None:
-        return [], "no nvidia-smi"
-    command = [tool, "--query-gpu=power.draw", "--format=csv,noheader,nounits"]
-
-    def watts() -> float:
-        text = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
-        return sum(float(line) for line in text.stdout.split())
-
-    try:
-        watts()
-    except (OSError, ValueError, subprocess.SubprocessError) as e:
-        return [], f"nvidia-smi tells no power ({e})"
-    return [_Polled("NVML GPU", watts)], ""
-
-
-def _find_tegra() -> tuple[list[Meter], str]:
-    tool = shutil.which("tegrastats")
-    if tool is None:
-        return [], "no tegrastats"
-
-    def watts() -> float:
-        with subprocess.Popen([tool, "--interval", "50"], stdout=subprocess.PIPE, text=True) as run:
-            line = run.stdout.readline() if run.stdout is not None else ""
-            run.terminate()
-        return tegra_watts(line)
-
-    try:
-        watts()
-    except (OSError, ValueError) as e:
-        return [], str(e)
-    return [_Polled("tegrastats board", watts)], ""
-
-
-def tegra_watts(line: str) -> float:
-    """The board's input power in a line of tegrastats.
-
-    >>> tegra_watts("RAM 2/3MB ... VDD_IN 5044mW/4950mW VDD_CPU 1000mW/900mW")
-    5.044
-    """
-    found = _TEGRA.search(line)
-    if found is None:
-        raise ValueError("its line names no input power")
-    return int(found[2]) / 1e3

@@ -24,7 +24,7 @@ from qcompile.planner.race import Race, open_race
 from qcompile.ranges import Ranges
 from qcompile.scaling import Factors, choose_factors, recalibrated, region_kind
 
-__all__ = ["even_out", "function_error"]
+__all__ = ["Evened", "apply_factors", "even_out", "function_error"]
 
 GAIN_DB = 0.2
 """What factors must gain at the output to be kept."""
@@ -60,7 +60,7 @@ def even_out(
         progress: told how far it is.
     """
     if lock is not None:
-        return (_applied(job, lock.factors) if lock.factors else job), ranges
+        return (apply_factors(job, lock.factors) if lock.factors else job), ranges
     asked = [name for name in NAMES if job.options.uses(name)]
     prepared = job.prepared
     able = prepared.target.precision == INT8 and not prepared.given and not job.data.random
@@ -103,7 +103,7 @@ class _Stage:
         chosen = factors.exponents.get(name, {})
         if not chosen:
             return now, 0, []
-        scaled = _applied(self.job, {**now[0].prepared.factors, **chosen})
+        scaled = apply_factors(self.job, {**now[0].prepared.factors, **chosen})
         try:
             drift = function_error(self.job, scaled)
             if not drift <= FUNCTION:
@@ -141,7 +141,7 @@ def _undone(why: str) -> Note:
     return Note("", f"undone, it does not lower the error: {why}")
 
 
-def _applied(job: Job, exponents: Mapping[str, tuple[int, ...]]) -> Job:
+def apply_factors(job: Job, exponents: Mapping[str, tuple[int, ...]]) -> Job:
     """The job with its unscaled model's channels divided by 2^exponents."""
     prepared = job.prepared
     state = CompileState(prepared.model.clone(), prepared.target)

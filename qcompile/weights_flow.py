@@ -20,7 +20,7 @@ from qcompile.backends.ort import open_session
 from qcompile.backends.ort_bits import has_bits
 from qcompile.backends.ort_nbits import Stored, lower_weights
 from qcompile.balance_inputs import fold_columns
-from qcompile.checkpoint import Checkpoint
+from qcompile.checkpoint import Checkpoint, progress_folder
 from qcompile.data.text import token_input
 from qcompile.gate import judge
 from qcompile.ir.codebook import CodebookWeight
@@ -131,7 +131,7 @@ def compile_weights(
         if share and taken == tried[-1].choices:
             break
         with stages("round weights"):
-            kept = job.work / "rounded" if keep is not None else _progress(output)
+            kept = job.work / "rounded" if keep is not None else progress_folder(output)
             checkpoint = Checkpoint(kept, key, as_plan(taken).to_json())
             rounded = round_matrices(job, taken, algorithm, stages.reporter.advance, checkpoint)
             first = first or rounded
@@ -154,11 +154,6 @@ def compile_weights(
             lock.check_outputs(report.data["hashes"], options.lock or Path(LOCK))
     checkpoint.remove()
     return CompileResult(report, output, code, keep=keep)
-
-
-def _progress(output: Path) -> Path:
-    """Where matrices that are done lie until the artifact is written."""
-    return output.resolve().with_name(f".{output.name}.progress")
 
 
 def lower(model: oir.Model, rounded: Mapping[str, Rounded], form: WeightForm) -> oir.Model:

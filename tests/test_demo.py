@@ -37,25 +37,27 @@ def compiled(asked: dict[str, Any]) -> Callable[..., SimpleNamespace]:
 
 
 def test_it_compiles_the_small_network_and_prints_before_and_after(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     asked: dict[str, Any] = {}
     monkeypatch.setitem(vars(qcompile), "compile", compiled(asked))
-    assert demo.run_demo(tmp_path / "kept") == 3
+    told = list[str]()
+    done = demo.run_demo(tmp_path / "kept", say=told.append)
+    assert done.result.exit_code == 3 and "256 images to calibrate" in told[0]
     assert asked["model"].name == "fmnist_dwcnn.onnx"
     assert asked["target"] == "ort-int8" and asked["output"] == tmp_path / "kept"
     feeds = asked["calibration"]
     assert sum(len(feed["image"]) for feed in feeds) == 256
     assert {feed["image"].dtype for feed in feeds} == {np.dtype(np.float32)}
-    told = capsys.readouterr().out
-    assert "0.9240 -> 0.9215" in told and "2.00x" in told and "2.8x smaller" in told
-    assert "NOT DELIVERED" in told and " s for all of it" in told
+    text = "\n".join(done.lines())
+    assert "0.9240 -> 0.9215" in text and "2.00x" in text and "2.8x smaller" in text
+    assert "NOT DELIVERED" in text and " s for all of it" in text
 
 
 def test_without_a_folder_it_writes_here(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: dict[str, Any] = {}
     monkeypatch.setitem(vars(qcompile), "compile", compiled(asked))
-    demo.run_demo()
+    demo.run_demo(say=lambda text: None)
     assert asked["output"] == Path("fmnist_dwcnn.ort-int8")
 
 

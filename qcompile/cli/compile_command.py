@@ -129,12 +129,19 @@ __all__ = ["command"]
 @click.option(
     "--config", type=click.Path(path_type=Path), help="Read options from this qcompile.toml."
 )
-@click.option("--output-format", type=click.Choice(FORMATS), default="text", help="[text]")
+@click.option(
+    "--output-format",
+    type=click.Choice(FORMATS),
+    default="text",
+    help="text, json (report.json), github (an annotation of a workflow) or junit [text].",
+)
+@click.option("--json", "as_json", is_flag=True, help="Short for --output-format json.")
 @verbosity_flags
 def command(
     model: Path | None,
     config: Path | None,
     output_format: str,
+    as_json: bool,
     quiet: bool,
     verbose: bool,
     **given: Any,
@@ -147,6 +154,7 @@ def command(
     """
     from qcompile.compiler import compile_with
 
+    output_format = "json" if as_json else output_format
     found = config or (Path("qcompile.toml") if Path("qcompile.toml").is_file() else None)
     values = read_toml(found) if found is not None else {}
     values.update({k: v for k, v in given.items() if v is not None and v != ()})

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 
-from qcompile.cli.flags import SETTINGS
+from qcompile.cli.flags import SETTINGS, json_flag
+from qcompile.cli.output import print_json
 from qcompile.data.inputs import InputSpec, input_specs
 from qcompile.ir.errors import OutputError
 from qcompile.ir.load import load_model
@@ -29,7 +30,8 @@ output = {output}
 @click.command("init", context_settings=SETTINGS)
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("--force", is_flag=True, help="Overwrite calib.py and qcompile.toml.")
-def command(model: Path, force: bool) -> int:
+@json_flag
+def command(model: Path, force: bool, as_json: bool) -> int:
     r"""Write calib.py and qcompile.toml with every input's name, dtype and shape of MODEL.
 
     \b
@@ -48,8 +50,13 @@ def command(model: Path, force: bool) -> int:
             raise OutputError(f"'{path}' exists; pass --force to overwrite it")
     for path, text in files.items():
         path.write_text(text, encoding="utf-8", newline="\n")
-        print(f"wrote {path}")
-    print("next: load real samples in calib.py, then run `qcompile`")
+        if not as_json:
+            print(f"wrote {path}")
+    if as_json:
+        inputs = [{"name": s.name, "dtype": s.dtype, "shape": s.shape} for s in specs]
+        print_json({"wrote": [str(path) for path in files], "inputs": inputs})
+    else:
+        print("next: load real samples in calib.py, then run `qcompile`")
     return 0
 
 

@@ -8,6 +8,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 from click.shell_completion import CompletionItem
@@ -16,26 +17,44 @@ from qcompile.ir.errors import QCompileError
 
 __all__ = ["main"]
 
-COMMANDS: dict[str, str] = {
-    "compile": "qcompile.cli.compile_command",
-    "check": "qcompile.cli.check_command",
-    "init": "qcompile.cli.init_command",
-    "inspect": "qcompile.cli.inspect_command",
-    "report": "qcompile.cli.report_command",
-    "targets": "qcompile.cli.targets_command",
-    "compare": "qcompile.cli.compare_command",
-    "bench": "qcompile.cli.bench_command",
-    "explain": "qcompile.cli.explain_command",
-    "diff": "qcompile.cli.diff_command",
-    "verify": "qcompile.cli.verify_command",
-    "doctor": "qcompile.cli.doctor_command",
-    "completion": "qcompile.cli.completion_command",
-    "diagnose": "qcompile.cli.diagnose_command",
-    "profile": "qcompile.cli.profile_command",
-    "engine": "qcompile.cli.engine_command",
-    "demo": "qcompile.cli.demo_command",
+COMMANDS: dict[str, tuple[str, str]] = {
+    "compile": (
+        "qcompile.cli.compile_command",
+        "Quantize a model and judge the result (the default command).",
+    ),
+    "check": ("qcompile.cli.check_command", "Judge any tool's quantized model by the same gate."),
+    "init": ("qcompile.cli.init_command", "Write calib.py and qcompile.toml for a model."),
+    "inspect": (
+        "qcompile.cli.inspect_command",
+        "Operators, shapes, sizes, what a target can quantize.",
+    ),
+    "report": ("qcompile.cli.report_command", "Make the page of an artifact again, or open it."),
+    "targets": (
+        "qcompile.cli.targets_command",
+        "List targets and devices; show a capability table.",
+    ),
+    "compare": (
+        "qcompile.cli.compare_command",
+        "Outputs, first bad node, speed and size of two models.",
+    ),
+    "bench": ("qcompile.cli.bench_command", "Latency, throughput, start, memory and energy."),
+    "explain": (
+        "qcompile.cli.explain_command",
+        "All that is known about one layer of an artifact.",
+    ),
+    "diff": ("qcompile.cli.diff_command", "What differs between two plans."),
+    "verify": ("qcompile.cli.verify_command", "Check an artifact with the runtime installed now."),
+    "doctor": ("qcompile.cli.doctor_command", "What is installed and what works on this machine."),
+    "completion": ("qcompile.cli.completion_command", "Print the completion script of a shell."),
+    "diagnose": ("qcompile.cli.diagnose_command", "Where an artifact departs from float, and why."),
+    "profile": (
+        "qcompile.cli.profile_command",
+        "Measure the cost of each layer, for later compiles.",
+    ),
+    "engine": ("qcompile.cli.engine_command", "Build and time a TensorRT engine on its device."),
+    "demo": ("qcompile.cli.demo_command", "Compile a small real network from the package alone."),
 }
-"""name -> module with a click command called ``command``; imported only when it runs."""
+"""name -> module with a click command ``command``, imported only when it runs; its line in the list."""
 
 
 class _Commands(click.Group):
@@ -47,10 +66,13 @@ class _Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         import importlib
 
-        module = COMMANDS.get(cmd_name)
-        if module is None:
+        if cmd_name not in COMMANDS:
             return None
+        module, short = COMMANDS[cmd_name]
         loaded: click.Command = importlib.import_module(module).command
+        # a docstring with backslashes is raw, and click looks for the character itself
+        loaded.help = (loaded.help or "").replace("\\b\n", "\b\n")
+        loaded.short_help = short
         return loaded
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
@@ -139,20 +161,30 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _interrupted(error: BaseException) -> str:
     """What became of the work, and how to go on."""
-    # click turns the interruption into its own exception
-    met = [getattr(e, "stage", None) for e in (error, error.__cause__)]
-    stage, seconds = next((m for m in met if m is not None), ("", 0.0))
+    stage, seconds = _told(error, "stage", ("", 0.0))
+    folder, kept = _told(error, "kept", (None, []))
     where = f" in stage '{stage}' after {seconds:.0f} s" if stage else ""
-    shorter = {
-        "plan": "; --effort fast or --search-time 30s shortens this stage",
-        "learn": "; --effort fast shortens this stage",
-        "gate": "; --gate-time 5s shortens this stage",
-        "calibrate": "; --samples 64 shortens this stage",
-    }.get(stage, "")
+    if kept:
+        shorter = {
+            "plan": "; --search-time 30s shortens this stage",
+            "gate": "; --gate-time 5s shortens this stage",
+        }.get(stage, "")
+        return (
+            f"interrupted{where}; no artifact was written, an earlier one is as it was; to resume run the "
+            f"same command again: it takes {', '.join(kept)} from '{folder.name}' (delete that folder to "
+            f"begin anew){shorter}"
+        )
+    shorter = "; --samples 64 shortens this stage" if stage == "calibrate" else ""
     return (
         f"interrupted{where}; nothing half-written was left behind, an earlier artifact is as it was; "
         f"to resume run the same command again, which begins anew{shorter}"
     )
+
+
+def _told(error: BaseException, name: str, otherwise: Any) -> Any:
+    """What the interrupted code noted on the interruption, which click turns into its own exception."""
+    met = (getattr(e, name, None) for e in (error, error.__cause__, error.__context__))
+    return next((m for m in met if m is not None), otherwise)
 
 
 def _say(text: str) -> None:

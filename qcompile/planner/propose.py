@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -26,7 +26,10 @@ from qcompile.planner.units import full_plan, units
 from qcompile.reporter import Reporter
 from qcompile.stopwatch import Stopwatch
 
-__all__ = ["Proposer"]
+__all__ = ["Proposer", "Remember"]
+
+Remember = Callable[[Callable[[], Costs]], Costs]
+"""Gives costs that were measured before, else calls what measures them."""
 
 SAMPLES = 4
 SECONDS = {"fast": 10.0, "default": 30.0, "max": 300.0}
@@ -55,9 +58,10 @@ class Proposer:
         start: PrecisionPlan,
         reporter: Reporter,
         watch: Stopwatch | None = None,
+        remember: Remember = lambda make: make(),
     ) -> None:
         self._job, self._builder, self._race, self._start = job, builder, race, start
-        self._reporter, self._watch = reporter, watch or Stopwatch()
+        self._reporter, self._watch, self._remember = reporter, watch or Stopwatch(), remember
         self._seconds = job.options.search_time or SECONDS[job.options.effort]
         self._units = units(job.prepared.sites)
         self._session: GatedSession | None = None
@@ -202,7 +206,9 @@ class Proposer:
         if elsewhere(self._job):
             return estimated_costs(self._job, self._race.feeds)
         seconds = COST_SECONDS[options.effort]
-        return job_costs(self._job, self._builder, self._race.feeds, budget_s=seconds)
+        return self._remember(
+            lambda: job_costs(self._job, self._builder, self._race.feeds, budget_s=seconds)
+        )
 
 
 def _key(plan: PrecisionPlan) -> tuple[str, ...]:

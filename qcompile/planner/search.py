@@ -16,7 +16,7 @@ from qcompile.job import Job
 from qcompile.options import Options
 from qcompile.planner.costing import elsewhere
 from qcompile.planner.costs import Costs
-from qcompile.planner.propose import Proposer
+from qcompile.planner.propose import Proposer, Remember
 from qcompile.planner.race import Candidate, open_race
 from qcompile.planner.refine import refine
 from qcompile.planner.units import units
@@ -64,6 +64,7 @@ def search(
     replay: bool,
     reporter: Reporter,
     watch: Stopwatch | None = None,
+    remember: Remember = lambda make: make(),
 ) -> Found:
     """Propose plans, race them, order them.
 
@@ -74,6 +75,7 @@ def search(
         replay: take ``start`` as it is (``--locked``, ``--from``).
         reporter: is told how far it is.
         watch: is told where the time goes.
+        remember: costs that an interrupted compile measured.
     """
     watch = watch or Stopwatch()
     race = open_race(job, builder, SECONDS_EACH[job.options.effort])
@@ -91,7 +93,7 @@ def search(
         for name, plan in _variants(job, start):
             candidates.append(race.accuracy(name, plan))
     reporter.advance(0.3, 1.0)
-    proposer = Proposer(job, builder, race, start, reporter, watch)
+    proposer = Proposer(job, builder, race, start, reporter, watch, remember)
     # With given costs nothing depends on a clock: the same costs give the same plan. And what is
     # fast on another kind of CPU cannot be timed on this one.
     by_clock = job.options.costs is None and not elsewhere(job)

@@ -89,9 +89,3 @@ def test_no_meter_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         pass
     assert energy.text(3) == "not available"
     assert "no nvidia-smi" in energy.why() and "no tegrastats" in energy.why()
-
-
-def test_a_line_of_tegrastats() -> None:
-    assert energy_meter.tegra_watts("CPU [1%@1] VDD_IN 5044mW/4950mW VDD_SOC 1/1") == 5.044
-    with pytest.raises(ValueError, match="no input power"):
-        energy_meter.tegra_watts("CPU [1%@1]")

@@ -16,15 +16,14 @@ from tests.cli.conftest import write_model
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="a console there sends it to the whole group")
-def test_an_interrupted_compile_leaves_nothing(built: Path, tmp_path: Path) -> None:
+def test_an_interrupted_compile_goes_on_from_what_was_done(built: Path, tmp_path: Path) -> None:
     model = write_model(tmp_path / "net.onnx")
     scratch = tmp_path / "scratch"
     scratch.mkdir()
+    command = [sys.executable, "-m", "qcompile", str(model), "-c", str(built / "data"), "-v"]
+    command += ["-o", str(tmp_path / "out")]
     run = subprocess.Popen(
-        [
-            *(sys.executable, "-m", "qcompile", str(model), "-c", str(built / "data"), "-v"),
-            *("-o", str(tmp_path / "out"), "--gate-time", "60s", "--search-time", "60s"),
-        ],
+        [*command, "--gate-time", "60s", "--search-time", "60s"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -33,15 +32,28 @@ def test_an_interrupted_compile_leaves_nothing(built: Path, tmp_path: Path) -> N
     )
     assert run.stderr is not None
     for line in run.stderr:
-        if line.startswith("calibrate:"):
+        if line.startswith("learn:"):
             break
     time.sleep(0.3)
     run.send_signal(signal.SIGINT)
     said = run.communicate()[1]
     assert run.returncode == 130, said
-    assert "interrupted in stage" in said and "run the same command again" in said
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["net.onnx", "scratch"]
+    assert "interrupted in stage" in said
+    assert "takes calibrate, even out, learn" in said and "'.out.progress'" in said
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".out.progress", "net.onnx", "scratch"]
     assert [p.name for p in scratch.iterdir() if p.name.startswith("qcompile")] == []
+
+    again = subprocess.run(
+        [*command, "--gate-time", "500ms", "--search-time", "1s"],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+    )
+    assert again.returncode in (0, 3), again.stderr  # speed is not what this is about
+    for stage in ("calibrate", "even out", "learn"):
+        assert f"{stage}: taken from the interrupted compile" in again.stderr
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["net.onnx", "out", "scratch"]
 
 
 def test_a_pipe_stays_quiet(built: Path, tmp_path: Path) -> None:

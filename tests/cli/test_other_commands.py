@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -115,13 +116,17 @@ def test_verify_against_lists_what_a_target_refuses(built: Path, capsys: Capture
 def test_every_command_has_help_with_an_example(name: str) -> None:
     result = CliRunner().invoke(cli, [name, "--help"])
     assert result.exit_code == 0
-    # the examples: lines that begin with the program's name, the usage line apart
-    examples = [line for line in result.output.splitlines() if "qcompile " in line]
-    assert len([e for e in examples if not e.startswith("Usage:")]) >= 1, result.output
+    # the examples: lines of their own that begin with the program's name
+    examples = [e for e in result.output.splitlines() if re.match(r"  (\w+: +)?qcompile ", e)]
+    assert examples and "\\b" not in result.output, result.output
 
 
-@pytest.mark.parametrize(
-    "name", [n for n in COMMANDS if n not in ("compile", "init", "demo", "completion")]
-)
+def test_the_list_of_commands_is_whole_sentences() -> None:
+    lines = CliRunner().invoke(cli, ["--help"]).output.splitlines()
+    for name, (_, short) in COMMANDS.items():
+        assert any(re.fullmatch(rf"  {name} +{re.escape(short)}", line) for line in lines), name
+
+
+@pytest.mark.parametrize("name", [n for n in COMMANDS if n != "completion"])
 def test_every_answer_is_there_as_json(name: str) -> None:
     assert "--json" in CliRunner().invoke(cli, [name, "--help"]).output
