@@ -71,7 +71,7 @@ def judge(
             callable is named after itself, lower is better if its ``lower_is_better`` is true.
         names: of the samples; by default their index.
         slices: sample name -> slice.
-        extremes: further feeds that it must run (the smallest and largest shapes calibrated with).
+        extremes: further feeds that it must run, and is timed with (the smallest and largest shapes).
         reference: what the outputs must equal where that is not ``float_model``: a model that comes
             with Q/DQ, run as it is written.
         fused: the float form of the artifact's lowering, timed beside the two for the report.
@@ -94,9 +94,9 @@ def judge(
     limits = limits or Limits()
     gate = _Gate(Path(float_model), Path(artifact), feeds, limits, threads, custom_ops, progress)
     gate.config, gate.reference, gate.provider = config, reference, provider
-    gate.fused = fused
+    gate.fused, gate.extremes = fused, extremes
     gate.sizes()
-    if gate.opens(extremes) and gate.interface():
+    if gate.opens() and gate.interface():
         gate.accuracy(list(names) or [str(i) for i in range(len(feeds))], slices or {})
         if rollout is not None and not any(c.state == FAIL for c in gate.checks):
             gate.roll(rollout, with_metric=metric is not None)
@@ -143,6 +143,7 @@ class _Gate:
     config: Mapping[str, str] | None = None
     reference: Path | None = None
     fused: Path | None = None
+    extremes: Sequence[Feed] = ()
     provider: str = CPU
 
     def sizes(self) -> None:
@@ -156,7 +157,7 @@ class _Gate:
                 Check("size", PASS if found <= limit else FAIL, text, float(found), float(limit))
             )
 
-    def opens(self, extremes: Sequence[Feed]) -> bool:
+    def opens(self) -> bool:
         """Open both in processes of their own, so that a model that crashes is a finding."""
         self._tell("open", 0.0)
         self.float_session = (
@@ -164,7 +165,9 @@ class _Gate:
             if self.reference is None
             else self._session(self.reference, AS_WRITTEN)
         )
-        tried = [(f"the shape {_shapes(f)}", f) for f in (*shape_extremes(self.feeds), *extremes)]
+        tried = [
+            (f"the shape {_shapes(f)}", f) for f in (*shape_extremes(self.feeds), *self.extremes)
+        ]
         batched = at_batch(self.feeds[0], self.float_session.inputs, BATCH)
         if batched is None:
             self.notes.append("batch: fixed in the float model, so only that one was run")
@@ -194,9 +197,12 @@ class _Gate:
                 self.checks.append(Check("runs", FAIL, f"fails at {what}: {error}"))
             elif feed is batched:
                 self.batched = True
+            elif any(feed is one for one in self.extremes):
+                self.served.append(feed)
         return not any(c.state == FAIL for c in self.checks if c.name == "runs")
 
     batched: bool = False
+    served: list[Feed] = field(default_factory=list)
 
     def _session(self, path: Path, config: Mapping[str, str] | None = None) -> Session:
         return open_session(path, threads=self.threads, custom_ops=self.custom_ops, config=config)
@@ -336,7 +342,7 @@ class _Gate:
             timed = measure_pair(
                 self.float_model,
                 self.artifact,
-                self.feeds,
+                [*self.feeds, *self.served],
                 fused=self.fused,
                 threads=self.threads,
                 budget_s=budget_s,

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
 from qcompile.backends.ort import AS_WRITTEN, Session, open_session
-from qcompile.data.inputs import Feed
+from qcompile.backends.trt import Profile
+from qcompile.data.inputs import Feed, InputSpec, random_feeds
 from qcompile.data.plausible import doubts
 from qcompile.data.sources import FeedSet, open_feeds
 from qcompile.data.subset import diverse_indices, every_fourth, hold_back
@@ -22,6 +23,7 @@ from qcompile.lock import Lock
 from qcompile.options import Options
 from qcompile.planner.default import default_plan
 from qcompile.prepare import Prepared
+from qcompile.profiles import asked_shapes
 from qcompile.retrain import Base
 from qcompile.rollout import Rollout
 from qcompile.scores import Metric, make_metric
@@ -45,6 +47,7 @@ class Data:
         metric: the user's score, None without one.
         sha256: of all samples used.
         findings: what people should know about the data.
+        shapes: what ``--shapes`` asks, by input name: least, typical, largest.
     """
 
     calibration: FeedSet
@@ -52,6 +55,7 @@ class Data:
     metric: Metric | None
     sha256: str
     findings: tuple[str, ...]
+    shapes: Profile = field(default_factory=dict)
 
     @property
     def random(self) -> bool:
@@ -80,10 +84,29 @@ class Data:
         return feeds, every_fourth(len(order))
 
     def extremes(self) -> list[Feed]:
-        """The calibration samples with the fewest and the most elements, where shapes differ."""
+        """Further shapes that must run: the smallest and the largest, where shapes differ.
+
+        Those of the calibration samples, and those that ``--shapes`` asks for.
+        """
+        asked = [
+            {**self.calibration.load(0), **made}
+            for made in (self._made(0), self._made(2))
+            if any(low != high for low, _, high in self.shapes.values())
+        ]
         sizes = [sum(a.size for a in feed.values()) for feed in self.calibration]
         low, high = int(np.argmin(sizes)), int(np.argmax(sizes))
-        return [] if sizes[low] == sizes[high] else [self.calibration.load(i) for i in (low, high)]
+        if sizes[low] == sizes[high]:
+            return asked
+        return [*(self.calibration.load(i) for i in (low, high)), *asked]
+
+    def _made(self, index: int) -> Feed:
+        """Made-up data of the least (0) or largest (2) shapes asked for."""
+        sample = self.calibration.load(0)
+        specs = [
+            InputSpec(name, sample[name].dtype.name, tuple(found[index]))
+            for name, found in self.shapes.items()
+        ]
+        return random_feeds(tuple(specs), 1)[0]
 
 
 @dataclass(frozen=True)
@@ -143,9 +166,16 @@ def gather(prepared: Prepared, options: Options) -> Data:
     Raises:
         CalibrationError: no data, or data that do not fit the model.
     """
+    shapes = asked_shapes(options.shapes, prepared.inputs)
+    specs = prepared.inputs
+    if options.calibration is None:
+        specs = tuple(
+            replace(spec, shape=tuple(shapes[spec.name][1])) if spec.name in shapes else spec
+            for spec in specs
+        )
     feeds = open_feeds(
         options.calibration,
-        prepared.inputs,
+        specs,
         preprocess=options.preprocess,
         seed=options.seed,
         text=text_recipe(options.tokenizer, options.sequence),
@@ -166,7 +196,7 @@ def gather(prepared: Prepared, options: Options) -> Data:
     digest = kept.sha256() if calibration == held else f"{kept.sha256()}+{gate.sha256()}"
     metric = make_metric(options, prepared.inputs, kept)
     findings += feeds.notes
-    return Data(kept, gate, metric, digest, tuple(findings))
+    return Data(kept, gate, metric, digest, tuple(findings), shapes)
 
 
 def doubted(prepared: Prepared, data: Data, options: Options, work: Path) -> Data:

@@ -66,7 +66,7 @@ class Options:
         custom_ops: a library with custom operators.
         fix_weights: take weights that are also graph inputs (overridable defaults) as constants.
         rest: type of what stays float, "fp16", "bf16" or "fp32"; None = as the target has it.
-        shapes: inputs of an engine, "NAME=MIN:OPT:MAX"; () = those of the samples.
+        shapes: of inputs that must be served, "NAME=MIN:OPT:MAX"; () = those of the samples.
         opset: pin the default-domain opset of the result.
         min_ort: oldest ONNX Runtime that must open the result ("1.17").
         costs: a costs.json to use instead of measuring.

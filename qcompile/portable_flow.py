@@ -33,7 +33,7 @@ from qcompile.planner.race import open_race
 from qcompile.planner.search import needed_db
 from qcompile.portable_build import PortableBuilder, portable_passes
 from qcompile.portable_write import write_portable
-from qcompile.profiles import asked_shapes, shape_profile
+from qcompile.profiles import shape_profile
 from qcompile.range_choice import choose_ranges
 from qcompile.ranges import Ranges
 from qcompile.result import CompileResult
@@ -75,7 +75,6 @@ def compile_portable(
 ) -> CompileResult:
     """Plan for accuracy, check legality as far as it goes, write the artifact for the device."""
     target = job.prepared.target
-    asked = asked_shapes(job.options.shapes, job.prepared.inputs)
     rest = target.rests[0]
     peaks: dict[str, TensorRange] = {}
     if rest == "fp16" and lock is None:
@@ -100,7 +99,7 @@ def compile_portable(
     with stages("check engine"):
         feeds = [*job.data.calibration, *job.data.held]
         seen = shape_profile([{k: v.shape for k, v in feed.items()} for feed in feeds])
-        profile = {**seen, **asked}
+        profile = {**seen, **job.data.shapes}
         engine = _engine_of(job, build, profile)
     with stages("gate"):
         gate = _judge(job, build.path, engine)

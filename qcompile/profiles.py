@@ -1,4 +1,4 @@
-"""Shapes that an engine must serve: least, typical and largest of every dynamic input.
+"""Shapes that an artifact must serve: least, typical and largest of every dynamic input.
 
 They are those of the samples, unless ``--shapes`` says otherwise, as in
 ``image=1x3x320x320:1x3x640x640:1x3x960x960``: one shape alone stands for all three, and ``image=`` may
@@ -34,7 +34,7 @@ def shape_profile(feeds: Sequence[Mapping[str, Shape]]) -> Profile:
 
 
 def asked_shapes(texts: Sequence[str], inputs: Sequence[InputSpec]) -> Profile:
-    """What ``--shapes`` asks, by input name.
+    """What ``--shapes`` asks, by input name, and for inputs whose free axes are then known by name.
 
     Raises:
         OptionError: unreadable, of no input, of another rank, against a fixed dimension, or not in
@@ -55,7 +55,27 @@ def asked_shapes(texts: Sequence[str], inputs: Sequence[InputSpec]) -> Profile:
                 f"--shapes {text}: the model has no input '{name}'; it has {', '.join(known)}"
             )
         found[name] = _read(text, shapes, known[name])
-    return found
+    return _bind(found, inputs)
+
+
+def _bind(found: Profile, inputs: Sequence[InputSpec]) -> Profile:
+    """With the inputs that follow from those asked for, since their free axes have the same names."""
+    bound: dict[str, tuple[int, ...]] = {}
+    for spec in inputs:
+        for axis, dim in enumerate(spec.shape or ()):
+            if spec.name in found and isinstance(dim, str):
+                bound.setdefault(dim, tuple(shape[axis] for shape in found[spec.name]))
+    whole = dict(found)
+    for spec in inputs:
+        if spec.name in found or all(isinstance(d, int) for d in spec.shape or ()):
+            continue
+        if all(isinstance(d, int) or d in bound for d in spec.shape or ()):
+            low, typical, high = (
+                tuple(d if isinstance(d, int) else bound[str(d)][i] for d in spec.shape or ())
+                for i in range(3)
+            )
+            whole[spec.name] = (low, typical, high)
+    return whole
 
 
 def _read(text: str, shapes: str, spec: InputSpec) -> tuple[Shape, Shape, Shape]:

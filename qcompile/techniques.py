@@ -50,7 +50,7 @@ def parse_techniques(given: object) -> tuple[str, ...]:
     for name in (*asked, *left_out):
         if name not in TECHNIQUES:
             near = difflib.get_close_matches(name, (*ALL, "all", "none"), n=1, cutoff=0.4)
-            hint = f"; did you mean {near[0]}?" if near else ""
+            hint = f"; did you mean {near[0]}?" if near else "."
             raise OptionError(
                 f"--techniques: '{name}' is unknown{hint} Use all, none, or {', '.join(ALL)}"
             )

@@ -185,6 +185,14 @@ def test_extreme_shapes_are_run(tmp_path: Path) -> None:
     assert gate(ref, other).verdict == "delivered"
 
 
+def test_what_float_refuses_is_not_timed(tmp_path: Path) -> None:
+    body = "s = Constant<value = int64[2] {-1, 4}>() r = Reshape(x, s) y = Relu(r)"
+    one = small(tmp_path / "f.onnx", body, ins="float[n, m] x", out="float[n, m] y")
+    result = gate(one, one, extremes=[{"x": np.ones((1, 6), np.float32)}], speed=True)
+    assert any("since float refuses it too" in note for note in result.notes)
+    assert result.speed is not None
+
+
 def test_a_rank_that_float_declares_wrongly_is_no_fault(tmp_path: Path) -> None:
     """Float declares two axes and gives three; an artifact may declare the three, not four."""
     ins, body = "float[1, 4] x, int64[k] s", "r = Relu(x) y = Reshape(r, s)"

@@ -33,6 +33,14 @@ def test_three_shapes_or_one_for_all() -> None:
     assert asked_shapes([], TWO) == {}
 
 
+def test_inputs_whose_axes_have_the_same_names_follow() -> None:
+    inputs = _inputs("float[n, s] x, float[n, s] mask, float[n, t] other, float[2] fixed")
+    assert asked_shapes(["x=1x8:2x32:4x128"], inputs) == {
+        "x": ((1, 8), (2, 32), (4, 128)),
+        "mask": ((1, 8), (2, 32), (4, 128)),
+    }
+
+
 @pytest.mark.parametrize(
     ("text", "inputs", "found"),
     [

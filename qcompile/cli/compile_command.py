@@ -99,7 +99,7 @@ __all__ = ["command"]
 @click.option(
     "--shapes",
     multiple=True,
-    help="Shapes of an engine's input: NAME=MIN:OPT:MAX, each like 1x3x640x640 [the samples']; repeatable.",
+    help="Shapes to serve: NAME=MIN:OPT:MAX, each like 1x3x640x640 [the samples']; repeatable.",
 )
 @click.option("--opset", type=int, help="Pin the default-domain opset of the result.")
 @click.option("--min-ort", help="Oldest ONNX Runtime that must open the result, for example 1.17.")
