@@ -134,16 +134,22 @@ def accuracy(model: Path, made: Path, feeds: list[dict[str, Any]]) -> float | No
     return min((r.sqnr_db for r in results if r.sqnr_db is not None), default=None)
 
 
+def made_by_us(out: Path) -> Path | None:
+    """qcompile's Q/DQ model in the folder of an artifact, handed over or not."""
+    names = (out / "model.qdq.onnx", out / "rejected" / "model.qdq.onnx")
+    return next((p for p in names if p.is_file()), None)
+
+
 def make_ours(model: Path, calibration: Path, target: str, device: str, out: Path) -> Path:
     """qcompile's Q/DQ model."""
+    kept = made_by_us(out)
+    if kept is not None:
+        return kept
     result = qcompile.compile(
         model, target=target, device=device, calibration=str(calibration), output=out, threads=1,
         force=True,
     )  # fmt: skip
-    found = next(
-        (p for p in (out / "model.qdq.onnx", out / "rejected" / "model.qdq.onnx") if p.is_file()),
-        None,
-    )
+    found = made_by_us(out)
     if found is None:
         raise QCompileError(result.headlines()[0])
     return found
@@ -151,6 +157,8 @@ def make_ours(model: Path, calibration: Path, target: str, device: str, out: Pat
 
 def make_peer(peer: str, python: str, model: Path, calibration: Path, out: Path) -> Path:
     """Another tool's model."""
+    if out.is_file():
+        return out
     command = [python, str(HERE / "peer.py"), peer, str(model), str(calibration), str(out)]
     run = subprocess.run(command, capture_output=True, text=True, check=False)
     if run.returncode != 0 or not out.is_file():
@@ -192,13 +200,16 @@ def main() -> int:
     )
     parser.add_argument("models", nargs="+", help="NAME=FILE.onnx:CALIBRATION:TEST")
     parser.add_argument("--peer", action="append", default=[], help="NAME=PYTHON")
+    parser.add_argument("--only-peers", action="store_true", help="make none with qcompile")
     parser.add_argument("--target", default="tensorrt-int8")
     parser.add_argument("--capability", nargs="+", default=list(CAPABILITIES))
-    parser.add_argument("--keep", type=Path, help="folder for the models")
+    parser.add_argument("--keep", type=Path, help="folder of the models; those there are used again")
     parser.add_argument("--json", type=Path, dest="result")
     args = parser.parse_args()
     library = need_library(True)
     device = args.capability[0].lower()
+    tools = [] if args.only_peers else [(OURS, "")]
+    tools += [(name, python) for name, _, python in (p.partition("=") for p in args.peer)]
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as scratch:
         folder = args.keep or Path(scratch)
@@ -206,7 +217,7 @@ def main() -> int:
         for text in args.models:
             name, _, rest = text.partition("=")
             model, calibration, test = (Path(p) for p in rest.split(":"))
-            for tool, python in [(OURS, ""), *(p.split("=", 1) for p in args.peer)]:
+            for tool, python in tools:
                 row = Row(name, tool)
                 rows.append(row)
                 out = folder / f"{name}.{tool}"

@@ -211,12 +211,29 @@ def ort_trt(model: str, feeds: Feeds, out: str) -> None:
     )
 
 
-def modelopt_trt(model: str, feeds: Feeds, out: str) -> None:
+def modelopt_trt(model: str, feeds: Feeds, out: str, **more: Any) -> None:
     """NVIDIA Model-Optimizer with its defaults: INT8, the rest in float16."""
     from modelopt.onnx.quantization import quantize
+    from onnxruntime.quantization import CalibrationDataReader
 
-    data = {name: np.concatenate([feed[name] for feed in feeds]) for name in feeds[0]}
-    quantize(model, "int8", calibration_data=data, calibration_eps=["cpu"], output_path=out)
+    class ModeloptReader(Reader, CalibrationDataReader):  # type: ignore[misc]
+        """One feed after the other, so that they may differ in shape; it is read several times."""
+
+        def get_first(self) -> Any:
+            return feeds[0]
+
+        def rewind(self) -> None:
+            self.left = iter(feeds)
+
+    reader = ModeloptReader(feeds)
+    quantize(
+        model, "int8", calibration_data_reader=reader, calibration_eps=["cpu"], output_path=out, **more
+    )
+
+
+def modelopt_trt_max(model: str, feeds: Feeds, out: str) -> None:
+    """The same with ranges from minimum to maximum."""
+    modelopt_trt(model, feeds, out, calibration_method="max")
 
 
 def half_naive(model: str, _: Feeds, out: str) -> None:
@@ -265,6 +282,7 @@ PEERS = {
     "onnxsim-full": Peer("onnxsim", ("onnxsim",), onnxsim_full),
     "ort-trt": Peer("ort", ORT, ort_trt, engines=True),
     "modelopt-trt": Peer("modelopt", ("nvidia-modelopt",), modelopt_trt, engines=True),
+    "modelopt-trt-max": Peer("modelopt", ("nvidia-modelopt",), modelopt_trt_max, engines=True),
     "half-naive": Peer("half", ("onnxconverter-common",), half_naive, engines=True),
 }
 """In the order of a table's rows."""

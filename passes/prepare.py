@@ -21,11 +21,12 @@ from qcompile.passes.rewrite_conv_transpose import RewriteConvTranspose
 from qcompile.passes.rewrite_one_hot import RewriteOneHot
 from qcompile.passes.spell_shifts import SpellShifts
 from qcompile.passes.spell_softmax import SpellSoftmax
+from qcompile.passes.split_first import SplitFirst
 
 __all__ = ["prepare_passes", "runtime_passes"]
 
 
-def prepare_passes(contrib: bool = False) -> list[Pass]:
+def prepare_passes(contrib: bool = False, engines: bool = False) -> list[Pass]:
     """Passes to run once each, in this order.
 
     Activations are recognised before constants are folded into layers, because a fold may take
@@ -34,6 +35,7 @@ def prepare_passes(contrib: bool = False) -> list[Pass]:
     Args:
         contrib: the target runs ONNX Runtime's own operators (``com.microsoft``); they are then
             used where ONNX has none at the model's opset.
+        engines: the target compiles engines, whose builder looks for certain forms.
     """
     return [
         FoldConstants(),
@@ -48,6 +50,7 @@ def prepare_passes(contrib: bool = False) -> list[Pass]:
         *([ProjectSoftmax()] if contrib else []),
         FoldPad(),
         MoveTransposes(),
+        *([SplitFirst()] if engines else []),
         FuseBias(),
         FoldBatchNorm(),
         FoldTable(),

@@ -78,7 +78,8 @@ def prepare(source: Any, target: Target, options: Options) -> Prepared:
     inputs = input_specs(model)
     model, notes = _upgraded(model, target, options)
     state = CompileState(model, target)
-    passes = prepare_passes(contrib=target.backend == "ort" and not target.portable)
+    contrib = target.backend == "ort" and not target.portable
+    passes = prepare_passes(contrib, engines=target.backend == "trt")
     if _has_pairs(model):
         passes = [FoldConstants(), LiftWeights(), *passes, LiftPairs(), KeepWeights()]
     manager = PassManager(passes, frozenset(options.disable))
