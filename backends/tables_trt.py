@@ -47,6 +47,31 @@ _RESIDUAL = OpSupport(
     "the Add; RTX",
 )  # fmt: skip
 
+_BETWEEN = (
+    OpSupport(
+        "Concat", "passthrough", None,
+        source="vendor documentation: inputs of one scale are written where they end up; with several "
+        "scales RTX quantizes a tensor once for each",
+    ),
+    OpSupport(
+        "MaxPool", "passthrough", source="vendor documentation: commutes with Q and DQ; RTX",
+        min_opset=12,
+    ),
+    OpSupport(
+        "Resize", "passthrough", allowed={"mode": (None, "nearest")},
+        source="vendor documentation: commutes with Q and DQ; RTX", min_opset=11,
+    ),
+    OpSupport(
+        "AveragePool", "elementwise",
+        source="vendor documentation: 8 bits with Q and DQ on both sides; RTX",
+    ),
+    OpSupport(
+        "GlobalAveragePool", "elementwise",
+        source="vendor documentation: 8 bits with Q and DQ on both sides; RTX",
+    ),
+)  # fmt: skip
+"""What hands 8 bits on between layers. Whatever kernel stands before it writes them."""
+
 _LEFT_FLOAT = {
     "ConvTranspose": "TensorRT runs it in float in every quantized form tried",
     "LSTM": "TensorRT runs it in float",
@@ -80,7 +105,9 @@ def tensorrt_int8(device: str | None) -> Target:
         device=gpu.name,
         activation=QuantSpec("int8", symmetric=True),
         weight=QuantSpec("int8", symmetric=True, narrow=True),
-        ops={r.op_type: r for r in (*_products("RTX: INT8 on SM80 and later"), _RESIDUAL)},
+        ops={
+            r.op_type: r for r in (*_products("RTX: INT8 on SM80 and later"), _RESIDUAL, *_BETWEEN)
+        },
         left_float=_LEFT_FLOAT,
         qdq_opset=13,
         notes=(_note(gpu),),
@@ -88,6 +115,7 @@ def tensorrt_int8(device: str | None) -> Target:
         # As integers with a DQ, a MatMul whose result is split (q, k, v of attention) runs in float:
         # RTX folds the DQ into the slices of the weight.
         float_constants=True,
+        quantizes_anywhere=True,
         rests=("fp16", "bf16", "fp32"),
         opset=_SCALES_OPSET,
         rest_opsets={"bf16": _BF16_OPSET},

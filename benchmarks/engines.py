@@ -203,7 +203,9 @@ def main() -> int:
     parser.add_argument("--only-peers", action="store_true", help="make none with qcompile")
     parser.add_argument("--target", default="tensorrt-int8")
     parser.add_argument("--capability", nargs="+", default=list(CAPABILITIES))
-    parser.add_argument("--keep", type=Path, help="folder of the models; those there are used again")
+    parser.add_argument(
+        "--keep", type=Path, help="folder of the models; those there are used again"
+    )
     parser.add_argument("--json", type=Path, dest="result")
     args = parser.parse_args()
     library = need_library(True)

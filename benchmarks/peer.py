@@ -227,7 +227,12 @@ def modelopt_trt(model: str, feeds: Feeds, out: str, **more: Any) -> None:
 
     reader = ModeloptReader(feeds)
     quantize(
-        model, "int8", calibration_data_reader=reader, calibration_eps=["cpu"], output_path=out, **more
+        model,
+        "int8",
+        calibration_data_reader=reader,
+        calibration_eps=["cpu"],
+        output_path=out,
+        **more,
     )
 
 

@@ -99,8 +99,8 @@ def _gathers_as_split(graph: oir.Graph, node: oir.Node, perm: tuple[int, ...]) -
         name=fresh_name(graph, f"{node.name}_Split"),
     )
     graph.insert_after(node, split)
-    for index, part in enumerate(parts):
-        gather = found[index]
+    for place, part in enumerate(parts):
+        gather = found[place]
         out = gather.outputs[0]
         squeeze = oir.node("Squeeze", [part, at], name=gather.name)
         set_origin(squeeze, origins(gather))
@@ -143,7 +143,7 @@ def _swap(graph: oir.Graph, node: oir.Node, split: oir.Node, perm: tuple[int, ..
             [out],
             {"perm": perm},
             outputs=[new],
-            name=node.name if index == 0 else fresh_name(graph, f"{node.name}_{index}"),
+            name=node.name if index == 0 else f"{node.name}/{name}",
         )
         if index == 0:
             set_origin(turn, origins(node))

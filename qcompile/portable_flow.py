@@ -22,6 +22,7 @@ from qcompile.engine_check import EngineCheck, check_engine
 from qcompile.float_peaks import float_peaks
 from qcompile.gate import judge
 from qcompile.ir.affine import TensorRange
+from qcompile.ir.manager import CompileState
 from qcompile.ir.plan import FLOAT, PrecisionPlan
 from qcompile.ir.save import save_model
 from qcompile.job import Job, start_plan
@@ -29,6 +30,7 @@ from qcompile.learned import find_learned
 from qcompile.learning import Learned
 from qcompile.lock import Lock
 from qcompile.planner.by_groups import Tried, accurate_plan
+from qcompile.planner.default import without_ends
 from qcompile.planner.race import open_race
 from qcompile.planner.search import needed_db
 from qcompile.portable_build import PortableBuilder, portable_passes
@@ -150,7 +152,10 @@ def _plans(job: Job, builder: Builder, start: PrecisionPlan, *, replay: bool) ->
     if replay:
         return [Tried("replayed from the lock", start, measure(start))]
     compute = frozenset(s.origin for s in job.prepared.sites if s.role == "compute")
-    return accurate_plan(start, compute, needed_db(job), measure)
+    state = CompileState(job.prepared.model, job.prepared.target)
+    return accurate_plan(
+        start, compute, needed_db(job), measure, lambda plan: without_ends(plan, state)
+    )
 
 
 def _judge(job: Job, path: Path, engine: EngineCheck) -> GateResult:

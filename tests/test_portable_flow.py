@@ -141,6 +141,19 @@ def test_the_groups_that_hurt_most_leave_first() -> None:
     assert len(accurate_plan(start, frozenset(names), 2.0, measure)) == 1
 
 
+def test_scales_are_parted_before_a_layer_leaves() -> None:
+    names = [f"l{i}" for i in range(4)]
+    layers = [LayerChoice(n, "Conv", INT8, "") for n in names]
+    start = PrecisionPlan((*layers, LayerChoice("c", "Concat", INT8, "")))
+
+    def measure(plan: PrecisionPlan) -> float:
+        return 3.0 if plan.precision("c") == INT8 else 25.0
+
+    tried = accurate_plan(start, frozenset(names), 11.0, measure)
+    assert [t.sqnr_db for t in tried] == [3.0, 25.0]
+    assert all(tried[-1].plan.precision(n) == INT8 for n in names)
+
+
 def test_a_plan_that_never_suffices_is_the_best_that_was_found() -> None:
     start = PrecisionPlan((LayerChoice("a", "Conv", INT8, ""), LayerChoice("b", "Conv", INT8, "")))
     found = {2: 1.0, 1: 5.0, 0: 4.0}

@@ -113,6 +113,8 @@ class Target:
         concat_shares_scale: whether Concat's inputs must share one scale.
         float_constants: constants stand as float values on their grid with Q and DQ behind them,
             instead of as integers with a DQ.
+        quantizes_anywhere: a float kernel can write integers, so that what stands between layers needs
+            no integer producer to be worth reading them.
         precision: the plan's word for a layer in this target's static form.
         rests: types that what stays float may take, the default first; what does not fit 16 bits
             stays float32.
@@ -135,6 +137,7 @@ class Target:
     per_channel_opset: int = 13
     concat_shares_scale: bool = False
     float_constants: bool = False
+    quantizes_anywhere: bool = False
     precision: str = INT8
     rests: tuple[str, ...] = ("fp32",)
     opset: int = 17

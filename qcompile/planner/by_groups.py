@@ -2,12 +2,12 @@
 
 Neighbouring compute layers form a group; each is made integer alone and compared with float. Groups
 then leave in the order of their error until the rest keeps the limit. What left comes back in halves
-of halves, as long as the limit holds.
+of halves, as long as the limit holds. Before any layer leaves, tensors that share a scale get their own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -34,6 +34,7 @@ def accurate_plan(
     compute: frozenset[str],
     needed_db: float,
     measure: Callable[[PrecisionPlan], float | None],
+    settle: Callable[[PrecisionPlan], PrecisionPlan] = lambda plan: plan,
 ) -> list[Tried]:
     """Plans that were tried; the last one is to be taken.
 
@@ -42,60 +43,91 @@ def accurate_plan(
         compute: origin ids of compute layers.
         needed_db: what a plan must reach.
         measure: least SQNR of a plan's outputs.
+        settle: leaves out what a plan's float layers leave without purpose.
     """
-    first = Tried("all that can be integer", start, measure(start))
-    tried = [first]
+    tried = [Tried("all that can be integer", start, measure(start))]
     layers = [
         c.origin
         for c in start.layers
         if c.precision != FLOAT and not c.pinned and c.origin in compute
     ]
-    if first.sqnr_db is None or first.sqnr_db >= needed_db or not layers:
+    if _enough(tried[0], needed_db) or not layers:
         return tried
+    apart = _apart(start, compute)
+    if apart is not None:
+        tried.append(Tried("each tensor with its own scale", apart, measure(apart)))
+        if _enough(tried[-1], needed_db):
+            return tried
+        start = max(tried, key=_db).plan
     count = min(GROUPS, len(layers))
     edges = [len(layers) * i // count for i in range(count + 1)]
     groups = [layers[a:b] for a, b in pairwise(edges)]
     alone = {}
     for index, group in enumerate(groups):
         others = [o for o in layers if o not in group]
-        only = start.with_choice(others, FLOAT, "another group is looked at")
+        only = settle(start.with_choice(others, FLOAT, "another group is looked at"))
         found = measure(only)
         alone[index] = float("inf") if found is None else found
-    plan, left, gone = start, 0, []
+    left: dict[str, str] = {}
+    gone = []
     for index in sorted(alone, key=lambda i: alone[i]):
         reason = f"its part of the model alone reaches {alone[index]:.1f} dB"
-        plan = plan.with_choice(groups[index], FLOAT, reason)
-        left += len(groups[index])
+        left |= dict.fromkeys(groups[index], reason)
         gone.append(groups[index])
-        tried.append(Tried(f"{left} of {len(layers)} compute layers float", plan, measure(plan)))
-        found = tried[-1].sqnr_db
-        if found is None or found >= needed_db:
-            return [*tried, *_restored(plan, start, gone, needed_db, measure)]
-    best = max(tried, key=lambda t: float("inf") if t.sqnr_db is None else t.sqnr_db)
+        plan = settle(_without(start, left))
+        tried.append(
+            Tried(f"{len(left)} of {len(layers)} compute layers float", plan, measure(plan))
+        )
+        if _enough(tried[-1], needed_db):
+            return [*tried, *_restored(start, left, gone, needed_db, measure, settle)]
+    best = max(tried, key=_db)
     return [*(t for t in tried if t is not best), best]
 
 
+def _db(tried: Tried) -> float:
+    return float("inf") if tried.sqnr_db is None else tried.sqnr_db
+
+
+def _enough(tried: Tried, needed_db: float) -> bool:
+    return _db(tried) >= needed_db
+
+
+def _apart(start: PrecisionPlan, compute: frozenset[str]) -> PrecisionPlan | None:
+    """The plan in which nothing between layers makes tensors share a scale; None where nothing does."""
+    joins = [c.origin for c in start.layers if c.op_type == "Concat" and c.precision != FLOAT]
+    joins = [name for name in joins if name not in compute]
+    plan = start.with_choice(joins, FLOAT, "one scale for its inputs costs accuracy")
+    return None if plan == start else plan
+
+
+def _without(start: PrecisionPlan, left: Mapping[str, str]) -> PrecisionPlan:
+    """The plan with layers in float, each for its reason."""
+    for reason in dict.fromkeys(left.values()):
+        start = start.with_choice([o for o, why in left.items() if why == reason], FLOAT, reason)
+    return start
+
+
 def _restored(
-    plan: PrecisionPlan,
     start: PrecisionPlan,
+    left: Mapping[str, str],
     gone: list[list[str]],
     needed_db: float,
     measure: Callable[[PrecisionPlan], float | None],
+    settle: Callable[[PrecisionPlan], PrecisionPlan],
 ) -> list[Tried]:
     """Plans in which parts of the groups that left are back; empty where none may come back."""
-    first = start.by_origin()
     waiting = [half for group in reversed(gone) for half in _halves(group)]
     kept: list[Tried] = []
-    back = 0
     for _ in range(RESTORES):
         if not waiting:
             break
         part = waiting.pop(0)
-        choice = first[part[0]]
-        trial = plan.with_choice(part, choice.precision, choice.reason)
-        found = measure(trial)
+        trial = {o: why for o, why in left.items() if o not in part}
+        plan = settle(_without(start, trial))
+        found = measure(plan)
         if found is None or found >= needed_db:
-            plan, back = trial, back + len(part)
+            back = sum(map(len, gone)) - len(trial)
+            left = trial
             kept.append(Tried(f"{back} compute layers back", plan, found))
         elif len(part) > 1:
             waiting += _halves(part)

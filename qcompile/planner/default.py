@@ -10,10 +10,11 @@ import onnx_ir as oir
 from qcompile.ir.affine import TensorRange
 from qcompile.ir.manager import CompileState
 from qcompile.ir.plan import FLOAT, LayerChoice, PrecisionPlan
+from qcompile.ir.target import Target
 from qcompile.passes.integer_region import pairs
 from qcompile.passes.quantizable import Site, classify
 
-__all__ = ["default_plan"]
+__all__ = ["default_plan", "without_ends"]
 
 MIXED = 16.0
 """Ranges this many times apart leave the smaller less than 4 of 8 bits under one scale."""
@@ -23,7 +24,8 @@ def default_plan(state: CompileState) -> PrecisionPlan:
     """The target's 8-bit form for every compute site that can have it, and for regions between them.
 
     An elementwise or passthrough node is integer only where all its inputs come from integer nodes
-    and at least one integer node reads its result: elsewhere it would cost a Q/DQ and save nothing.
+    (or the target's float kernels write integers as well) and at least one integer node reads its
+    result: elsewhere it would cost a Q/DQ and save nothing.
     """
     sites = classify(state)
     owners = pairs(sites)
@@ -32,7 +34,7 @@ def default_plan(state: CompileState) -> PrecisionPlan:
     mixed = {s.node: why for s in able.values() if (why := _mixed_ranges(s, state.ranges))}
     for node in mixed:
         del able[node]
-    refusals = {**mixed, **_shrink(able, owners)}
+    refusals = {**mixed, **_shrink(able, owners, state.target)}
     layers = []
     for site in sites:
         precision, reason = FLOAT, site.reason
@@ -48,6 +50,25 @@ def default_plan(state: CompileState) -> PrecisionPlan:
         fixed = site.node in mixed
         layers.append(LayerChoice(site.origin, site.op_type, precision, reason, pinned=fixed))
     return PrecisionPlan(tuple(layers))
+
+
+def without_ends(plan: PrecisionPlan, state: CompileState) -> PrecisionPlan:
+    """The plan without nodes between layers of which nothing integer is left around them.
+
+    Args:
+        plan: one in which layers went back to float.
+        state: the model and target that it is for.
+    """
+    sites = classify(state)
+    owners = pairs(sites)
+    integer = {c.origin for c in plan.layers if c.precision != FLOAT}
+    able = {
+        s.node: s for s in sites if s.origin in integer and not s.reason and s.node not in owners
+    }
+    names = {node: site.origin for node, site in able.items()}
+    for node, reason in _shrink(able, owners, state.target).items():
+        plan = plan.with_choice([names[node]], FLOAT, reason)
+    return plan
 
 
 def _mixed_ranges(site: Site, ranges: Mapping[str, TensorRange]) -> str:
@@ -82,7 +103,9 @@ def _why(site: Site) -> str:
     return "between integer nodes"
 
 
-def _shrink(able: dict[oir.Node, Site], owners: dict[oir.Node, Site]) -> dict[oir.Node, str]:
+def _shrink(
+    able: dict[oir.Node, Site], owners: dict[oir.Node, Site], target: Target
+) -> dict[oir.Node, str]:
     """Remove from ``able`` what is not contiguous, until nothing changes; node -> why it went.
 
     Starting from all nodes finds the largest region in which the rule holds (a chain of elementwise
@@ -93,7 +116,7 @@ def _shrink(able: dict[oir.Node, Site], owners: dict[oir.Node, Site]) -> dict[oi
     while waiting:
         kept = []
         for site in waiting:
-            why = _broken(site, able, owners)
+            why = _broken(site, able, owners, target)
             if why:
                 refusals[site.node] = why
                 del able[site.node]
@@ -105,11 +128,13 @@ def _shrink(able: dict[oir.Node, Site], owners: dict[oir.Node, Site]) -> dict[oi
     return refusals
 
 
-def _broken(site: Site, able: dict[oir.Node, Site], owners: dict[oir.Node, Site]) -> str:
+def _broken(
+    site: Site, able: dict[oir.Node, Site], owners: dict[oir.Node, Site], target: Target
+) -> str:
     if site.row is not None and site.row.beside:
         return _unaccompanied(site, able)
     for value in site.activations.values():
-        if not _written_by_integer(value, able, owners):
+        if not target.quantizes_anywhere and not _written_by_integer(value, able, owners):
             return f"its input '{value.name}' is float"
     if not any(_read_by_integer(value, able, owners) for value in site.outputs):
         return "nothing integer reads its result"

@@ -13,6 +13,7 @@ from qcompile.backends.trt import build_engine
 from qcompile.backends.trt_layers import realised_precision
 from qcompile.backends.trt_library import Library, find_library
 from qcompile.ir.errors import TargetError
+from qcompile.passes.split_first import SplitFirst
 from qcompile.planner.default import default_plan
 from tests.passes.qdq_models import insert, state_of, text_model
 
@@ -61,6 +62,72 @@ def test_what_the_table_calls_int8_is_realised_so(tmp_path: Path, capability: st
     assert found == {"n_a": "int8", "n_b": "int8", "n_y": "int8"}
     assert built.engine
     assert built.capability == capability
+
+
+def test_pools_and_a_concat_between_layers_move_8_bits(tmp_path: Path) -> None:
+    proto = text_model(
+        """g (float[1, 16, 16, 16] x) => (float[1, 16, 16, 16] y) {
+            a = Conv <pads = [1, 1, 1, 1]> (x, w1)
+            s = Sigmoid (a)
+            m = Mul (a, s)
+            p = MaxPool <kernel_shape = [5, 5], pads = [2, 2, 2, 2]> (m)
+            q = MaxPool <kernel_shape = [5, 5], pads = [2, 2, 2, 2]> (p)
+            c = Concat <axis = 1> (m, p, q)
+            y = Conv <pads = [1, 1, 1, 1]> (c, w2)
+        }""",
+        w1=_weight(16, 16, 3, 3),
+        w2=_weight(16, 48, 3, 3),
+    )
+    state = state_of(proto, tensorrt_int8("sm80"))
+    state.plan = default_plan(state)
+    built = build_engine(_saved(insert(state), tmp_path), _library(), {}, "SM89")
+    pools = [layer for layer in built.layers if layer.kind == "maxpool"]
+    assert len(pools) == 2
+    assert all(set(p.inputs) == {"Int8"} for p in pools)
+
+
+def test_q_k_and_v_of_one_product_are_one_kernel_and_one_more_quantizes(tmp_path: Path) -> None:
+    proto = text_model(
+        """g (float[n, 32, 64] x) => (float[n, 32, 64] y) {
+            a = MatMul (x, w1)
+            b = Add (a, bias)
+            r = Reshape (b, five)
+            t = Transpose <perm = [2, 0, 3, 1, 4]> (r)
+            q1, k1, v1 = Split <axis = 0> (t, ones)
+            q = Squeeze (q1, zero)
+            k = Squeeze (k1, zero)
+            v = Squeeze (v1, zero)
+            kt = Transpose <perm = [0, 1, 3, 2]> (k)
+            s = MatMul (q, kt)
+            p = Softmax (s)
+            o = MatMul (p, v)
+            ot = Transpose <perm = [0, 2, 1, 3]> (o)
+            f = Reshape (ot, three)
+            y = MatMul (f, w2)
+        }""",
+        w1=_weight(64, 192),
+        bias=_weight(192),
+        w2=_weight(64, 64),
+        five=np.asarray([0, 32, 3, 4, 16], np.int64),
+        three=np.asarray([0, 32, 64], np.int64),
+        ones=np.asarray([1, 1, 1], np.int64),
+        zero=np.asarray([0], np.int64),
+    )
+    state = state_of(proto, tensorrt_int8("sm80"))
+    shapes = {"x": ((1, 32, 64), (1, 32, 64), (1, 32, 64))}
+
+    def built() -> tuple[int, int]:
+        state.plan = default_plan(state)
+        made = build_engine(_saved(insert(state), tmp_path), _library(), shapes, "SM89")
+        mha = sum("mha" in layer.name for layer in made.layers)
+        return len([x for x in made.layers if x.kind not in ("signal", "wait")]), mha
+
+    before, fused = built()
+    assert fused == 1
+    SplitFirst().run(state)
+    after, fused = built()
+    assert fused == 1
+    assert after < before
 
 
 def test_a_dynamic_input_needs_a_profile_and_takes_one(tmp_path: Path) -> None:

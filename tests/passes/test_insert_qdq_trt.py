@@ -8,9 +8,10 @@ import onnx.numpy_helper as nh
 import pytest
 
 from qcompile.backends.tables_trt import tensorrt_fp16, tensorrt_int8
+from qcompile.ir.affine import TensorRange
 from qcompile.ir.errors import TargetError
 from qcompile.ir.plan import FLOAT, INT8
-from qcompile.planner.default import default_plan
+from qcompile.planner.default import default_plan, without_ends
 from tests.passes.qdq_models import (
     Array,
     feed_for,
@@ -196,3 +197,78 @@ def test_a_second_run_changes_nothing() -> None:
     again = state_of(once, SM80, calibrate=False)
     again.plan = default_plan(again)
     assert {layer.precision for layer in again.plan.layers} == {FLOAT}
+
+
+JOINED = """g (float[1, 16, 8, 8] x) => (float[1, 16, 8, 8] y) {
+    a = Conv <pads = [1, 1, 1, 1]> (x, w1)
+    s = Sigmoid (a)
+    m = Mul (a, s)
+    p = MaxPool <kernel_shape = [3, 3], pads = [1, 1, 1, 1]> (m)
+    c = Concat <axis = 1> (m, p)
+    y = Conv <pads = [1, 1, 1, 1]> (c, w2)
+}"""
+
+
+def _joined() -> onnx.ModelProto:
+    return text_model(JOINED, 17, w1=_weight(16, 16, 3, 3), w2=_weight(16, 32, 3, 3))
+
+
+def _scale_of(model: onnx.ModelProto, tensor: str) -> float:
+    """Scale of the Q that reads a tensor."""
+    held = {t.name: nh.to_array(t) for t in model.graph.initializer}
+    readers = [
+        n for n in model.graph.node if n.op_type == "QuantizeLinear" and n.input[0] == tensor
+    ]
+    assert len(readers) == 1, f"{tensor} has {len(readers)} quantizations"
+    return float(held[readers[0].input[1]])
+
+
+def test_what_a_concat_joins_has_one_scale_and_is_quantized_once() -> None:
+    state = state_of(_joined(), SM80)
+    state.plan = default_plan(state)
+    result = insert(state)
+    assert _reads(result, "n_c") == ["DequantizeLinear", "DequantizeLinear"]
+    assert _reads(result, "n_p") == ["DequantizeLinear"]
+    assert _scale_of(result, "m") == _scale_of(result, "p") == _scale_of(result, "c")
+
+
+def test_ranges_far_apart_are_not_joined() -> None:
+    state = state_of(_joined(), SM80)
+    state.ranges["p"] = TensorRange(np.array(-300.0), np.array(300.0), "minmax")
+    state.plan = default_plan(state)
+    assert state.plan.precision("n_c") == FLOAT
+    assert (
+        "300" in state.plan.by_origin()["n_c"].reason
+        or "'p'" in state.plan.by_origin()["n_c"].reason
+    )
+
+
+def test_without_its_reader_a_concat_has_no_purpose() -> None:
+    state = state_of(_joined(), SM80)
+    plan = default_plan(state)
+    left = without_ends(plan.with_choice(["n_y"], FLOAT, "for the test"), state)
+    assert {c.origin for c in left.layers if c.precision == INT8} == {"n_a"}
+    assert without_ends(plan, state) == plan
+
+
+@pytest.mark.parametrize(
+    "pool", ["AveragePool <kernel_shape = [2, 2], strides = [2, 2]>", "GlobalAveragePool"]
+)
+def test_an_average_has_q_and_dq_on_both_sides(pool: str) -> None:
+    proto = text_model(
+        f"""g (float[1, 16, 8, 8] x) => (float[1, 16, h, w] y) {{
+            a = Conv (x, w1)
+            r = Relu (a)
+            p = {pool} (r)
+            y = Conv (p, w2)
+        }}""",
+        17,
+        w1=_weight(16, 16, 1, 1),
+        w2=_weight(16, 16, 1, 1),
+    )
+    state = state_of(proto, SM80)
+    state.plan = default_plan(state)
+    result = insert(state)
+    assert _reads(result, "n_p") == ["DequantizeLinear"]
+    assert _reads(result, "n_y")[0] == "DequantizeLinear"
+    assert _scale_of(result, "p") < _scale_of(result, "r"), "an average has a scale of its own"
