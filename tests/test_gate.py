@@ -10,14 +10,11 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from qcompile import verdict
-from qcompile.backends.ort import Port, open_session
-from qcompile.compare import SQNR_MAX, OutputComparison, OutputResult, compare_outputs, db
+from qcompile.backends.ort import open_session
+from qcompile.compare import SQNR_MAX
 from qcompile.gate import judge, model_bytes
-from qcompile.interface import at_batch, interface_faults, is_repeated, shape_extremes
 from qcompile.interval import Interval
 from qcompile.ir.errors import CalibrationError, ModelError, OptionError
 from qcompile.limits import Limits
@@ -219,15 +216,6 @@ def test_changed_interface_is_found(
     if "rank" in text:
         body = "s = Constant<value = int64[1] {-1}>() y = Reshape(x, s)"
     assert text in failed(gate(ref, small(tmp_path / "a.onnx", body, ins, out)), "interface")
-
-
-def test_changed_inputs_are_found() -> None:
-    want = [Port("x", "tensor(float)", ("n", None, 4))]
-    assert interface_faults("input", want, [Port("x", "tensor(float)", ("b", 7, 4))]) == [
-        ("x", "input 'x': axis 1 is fixed at 7, free")
-    ]
-    assert interface_faults("input", want, [*want, Port("m", "tensor(bool)", ())])[0][0] == "m"
-    assert interface_faults("input", want, want) == []
 
 
 def test_nan_names_the_output(ref: Path, tmp_path: Path) -> None:
@@ -470,76 +458,3 @@ def test_many_failures_are_counted() -> None:
     assert verdict.conclude(checks).headline == (
         "NOT DELIVERED: output 0; output 1; output 2; and 2 more"
     )
-
-
-def compared(*pairs: tuple[Any, Any]) -> OutputResult:
-    found: dict[str, OutputComparison] = {}
-    for index, (a, b) in enumerate(pairs):
-        compare_outputs(found, str(index), None, {"y": a}, {"y": b})
-    return next(iter(found.values())).result()
-
-
-def test_other_number_of_results_counts_as_no_match() -> None:
-    # signal 4 + 1, noise of the second sample 1 + 3
-    four, one, three = np.ones(4, np.float32), np.ones(1, np.float32), np.ones(3, np.float32)
-    found = compared((four, four), (one, three))
-    assert found.shape_differs == 1
-    assert found.sqnr_db == pytest.approx(10 * math.log10(5 / 4))
-
-
-def test_sequences_and_maps_are_compared_by_part() -> None:
-    found: dict[str, OutputComparison] = {}
-    a = {"s": [np.ones(2, np.float32), np.ones(3, np.float32)], "m": [{1: 0.5}]}
-    compare_outputs(found, "0", None, a, {"s": [np.ones(2, np.float32)], "m": [{1: 0.5}]})
-    assert set(found) == {"s[0]", "s[1]", "m[0][1]"}
-    assert found["s[1]"].result().shape_differs == 1
-
-
-def test_class_agreement_and_divergence() -> None:
-    a = np.array([[0.9, 0.1], [0.2, 0.8]], np.float32)
-    b = np.array([[0.9, 0.1], [0.8, 0.2]], np.float32)
-    found = compared((a, b))
-    assert found.agreement == 0.5
-    assert found.kl == pytest.approx((0.2 * math.log(0.25) + 0.8 * math.log(4)) / 2, rel=1e-5)
-    assert compared((a, a)).cosine == pytest.approx(1.0)
-
-
-@given(st.integers(1, 5), st.floats(0.01, 1.0))
-def test_sqnr_is_additive_over_samples(count: int, scale: float) -> None:
-    rng = np.random.default_rng(count)
-    a = rng.normal(size=(count, 8)).astype(np.float32)
-    b = a + scale * rng.normal(size=a.shape).astype(np.float32)
-    whole = compared((a, b)).sqnr_db
-    parts = compared(*zip(a, b, strict=True)).sqnr_db
-    assert whole == pytest.approx(parts, abs=1e-9)
-
-
-def test_db_limits() -> None:
-    assert db(1.0, 0.0) == db(0.0, 0.0) == SQNR_MAX
-    assert db(0.0, 1.0) == -SQNR_MAX
-
-
-def test_batch_axis_is_found_by_its_name() -> None:
-    inputs = [
-        Port("x", "tensor(float)", ("b", 4)),
-        Port("h", "tensor(float)", (2, "b", 8)),
-        Port("rate", "tensor(int64)", ()),
-    ]
-    feed = {"x": np.ones((1, 4)), "h": np.ones((2, 1, 8)), "rate": np.array(16000)}
-    found = at_batch(feed, inputs, 3)
-    assert found is not None
-    assert [np.shape(v) for v in found.values()] == [(3, 4), (2, 3, 8), ()]
-    assert at_batch({"x": np.ones((1, 4))}, [Port("x", "tensor(float)", (1, "t"))], 3) is None
-
-
-def test_repetition() -> None:
-    one = RNG.normal(size=(1, 4)).astype(np.float32)
-    assert is_repeated(one, np.repeat(one, 3, 0))
-    assert not is_repeated(one, np.cumsum(np.repeat(one, 3, 0), 0))
-    assert not is_repeated(one, one.T)
-
-
-def test_extremes_by_size() -> None:
-    feeds = [{"x": np.ones(n)} for n in (3, 1, 9, 4)]
-    assert [f["x"].size for f in shape_extremes(feeds)] == [3, 1, 9]
-    assert len(shape_extremes(feeds[:1] * 4)) == 1
