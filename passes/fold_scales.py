@@ -15,7 +15,7 @@ Factors are powers of two: they round nothing, so that the float function stays 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -27,7 +27,7 @@ from qcompile.ir.manager import CompileState, Note, PassResult
 from qcompile.passes.linear import Array, Linear, as_linear, set_constant
 from qcompile.passes.scale_regions import Region, find_regions
 
-__all__ = ["FoldScales", "scale_region"]
+__all__ = ["FoldScales", "scale_region", "why_unfit"]
 
 
 @dataclass(frozen=True)
@@ -50,11 +50,11 @@ class FoldScales:
         graph = state.model.graph
         known = {region.name: region for region in find_regions(graph)[0]}
         for name, exponents in self.exponents.items():
-            region = known.get(name)
-            if region is None or region.channels != len(exponents):
+            reason = why_unfit(known.get(name), exponents)
+            if reason is not None:
                 raise PassError(
-                    f"{len(exponents)} factors were chosen for tensor '{name}', whose channels "
-                    "cannot be scaled in this graph; compile again without the lock"
+                    f"{len(exponents)} factors were chosen for tensor '{name}', but {reason}; "
+                    "compile again without the lock"
                 )
         notes = []
         for name, exponents in self.exponents.items():
@@ -63,6 +63,21 @@ class FoldScales:
             where = ", ".join(f"'{node.name}'" for node in known[name].readers)
             notes.append(Note(name, f"channels divided by {ends}, undone in {where}", changed=True))
         return PassResult(len(notes), tuple(notes))
+
+
+def why_unfit(region: Region | None, exponents: Sequence[int]) -> str | None:
+    """Why factors 2^exponents would change what a region computes; None where they do not."""
+    if region is None:
+        return "its channels cannot be scaled in this graph"
+    if region.channels != len(exponents):
+        return f"it has {region.channels} channels in this graph"
+    chosen = np.array(exponents)
+    held = region.fixed.astype(bool) & (chosen != 0)
+    low = (region.least > 0) & (np.exp2(chosen.astype(np.float64)) < region.least)
+    if held.any() or low.any():
+        where = int(np.argmax(held | low))
+        return f"a Clip may cut off its channel {where} in this graph"
+    return None
 
 
 def scale_region(graph: oir.Graph, region: Region, exponents: Array) -> None:

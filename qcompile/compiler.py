@@ -108,8 +108,6 @@ def _compile_static(
     options, target = job.options, job.prepared.target
     with stages("calibrate"):
         ranges = done.ranges(lambda: find_ranges(job, lock, stages.reporter.advance))
-        if job.base is not None and ranges.calibration is not None:
-            ranges = replace(ranges, chosen=job.base.ranges(ranges.calibration))
     with stages("even out"):
         make = portable_builder if target.portable else ort_builder
         plan = start_plan(job, ranges.chosen, lock)
@@ -118,6 +116,8 @@ def _compile_static(
             ranges,
             partial(even_out, job, ranges, plan, lock, make, stages.reporter.advance),
         )
+        if job.base is not None and ranges.calibration is not None:
+            ranges = replace(ranges, chosen=job.base.ranges(ranges.calibration))
     if target.portable:
         return compile_portable(job, ranges, lock, key, stages, output, keep)
     with stages("learn"):

@@ -20,6 +20,7 @@ from qcompile.backends.tables import get_target
 from qcompile.causes import PLAIN, UNLIKE_DATA, Cause, tensor_cause, weight_cause, worst
 from qcompile.data.inputs import Feed
 from qcompile.departures import Quantized, TensorStats, quantized_tensors, seen_values
+from qcompile.factors import with_factors
 from qcompile.ir.affine import solve
 from qcompile.ir.errors import CalibrationError, OptionError, QCompileError
 from qcompile.ir.graph import constant, origin
@@ -213,6 +214,8 @@ class _Case:
                 "give the model that it was compiled from"
             )
         lock = Lock.read(subject.path / LOCK)
+        if lock.factors:
+            prepared = with_factors(prepared, lock.factors)
         learned = (
             read_learned(subject.path / LEARNED, prepared.model) if lock.learned else Learned()
         )

@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from qcompile.backends.ort import open_session
 from qcompile.build import Builder
+from qcompile.factors import Exponents, fitting_factors, with_factors
 from qcompile.ir.errors import CalibrationError, ModelError
-from qcompile.ir.manager import CompileState, PassManager, PassRecord
+from qcompile.ir.manager import PassRecord
 from qcompile.ir.notes import Note
 from qcompile.ir.plan import INT8, PrecisionPlan
 from qcompile.ir.save import save_model
 from qcompile.job import Job
 from qcompile.lock import Lock
-from qcompile.passes.fold_scales import FoldScales
-from qcompile.passes.quantizable import classify
 from qcompile.passes.scale_regions import Region, find_regions
 from qcompile.planner.race import Race, open_race
 from qcompile.ranges import Ranges
+from qcompile.retrain import Base
 from qcompile.scaling import Factors, choose_factors, recalibrated, region_kind
 
 __all__ = ["Evened", "apply_factors", "even_out", "function_error"]
@@ -64,8 +64,12 @@ def even_out(
     asked = [name for name in NAMES if job.options.uses(name)]
     prepared = job.prepared
     able = prepared.target.precision == INT8 and not prepared.given and not job.data.random
-    able = able and not ranges.foreign and job.base is None
-    if not (asked and able) or job.options.effort == "fast" or ranges.calibration is None:
+    able = able and not ranges.foreign and ranges.calibration is not None
+    if not (asked and able):
+        return job, ranges
+    if job.base is not None:
+        return _carried(job, job.base, ranges) if job.base.lock.factors else (job, ranges)
+    if job.options.effort == "fast":
         return job, ranges
     start = time.perf_counter()
     regions, refused = find_regions(prepared.model.graph)
@@ -108,9 +112,7 @@ class _Stage:
             drift = function_error(self.job, scaled)
             if not drift <= FUNCTION:
                 return now, 0, [_undone(f"the float function moves by {drift:.1e}")]
-            tensors = frozenset(
-                v.name or "" for region in chosen for v in self.regions[region].tensors
-            )
+            tensors = _tensors(self.regions[region] for region in chosen)
             trial = (scaled, recalibrated(scaled, now[1], tensors))
             before = self.known_db if self.known_db is not None else self._db(now, "before")
             after = self._db(trial, name)
@@ -124,7 +126,8 @@ class _Stage:
             return now, 0, [_undone(figures)]
         self.known_db = after
         text = f"{len(chosen)} tensors scaled: {figures}; float outputs differ by {drift:.1e}"
-        return trial, len(chosen), [Note("", text, changed=True)]
+        divided = _divided([self.regions[region] for region in chosen], chosen)
+        return trial, len(chosen), [Note("", text, changed=True), *divided]
 
     def _db(self, one: Evened, name: str) -> float | None:
         folder = self.job.work / f"even-{name}"
@@ -137,19 +140,55 @@ class _Stage:
         return self.race.accuracy(name, self.plan).sqnr_db
 
 
+def _tensors(regions: Iterable[Region]) -> frozenset[str]:
+    return frozenset(value.name or "" for region in regions for value in region.tensors)
+
+
+def _divided(regions: Iterable[Region], chosen: Exponents) -> list[Note]:
+    """For each tensor whose numbers are no longer the user's model's, by how much they are less."""
+    notes = []
+    for region in regions:
+        ends = f"2^{min(chosen[region.name])} to 2^{max(chosen[region.name])}"
+        text = f"its channels are divided by {ends}: ranges and values are those after it"
+        notes += [Note(value.name or "", text, changed=True) for value in region.tensors]
+    return notes
+
+
 def _undone(why: str) -> Note:
     return Note("", f"undone, it does not lower the error: {why}")
 
 
-def apply_factors(job: Job, exponents: Mapping[str, tuple[int, ...]]) -> Job:
+def apply_factors(job: Job, exponents: Exponents) -> Job:
     """The job with its unscaled model's channels divided by 2^exponents."""
+    return replace(job, prepared=with_factors(job.prepared, exponents))
+
+
+def _carried(job: Job, base: Base, ranges: Ranges) -> Evened:
+    """The earlier compile's factors, as far as they leave this checkpoint's function as it is."""
+    start = time.perf_counter()
     prepared = job.prepared
-    state = CompileState(prepared.model.clone(), prepared.target)
-    PassManager((FoldScales(exponents),)).run(state)
-    sites = tuple(classify(state))
-    return replace(
-        job, prepared=replace(prepared, model=state.model, sites=sites, factors=exponents)
-    )
+    chosen, notes = fitting_factors(prepared, base.lock.factors)
+    now = (job, ranges)
+    if chosen:
+        scaled = apply_factors(job, chosen)
+        drift = function_error(job, scaled)
+        if drift <= FUNCTION:
+            text = f"{len(chosen)} of {len(base.lock.factors)} tensors scaled as in "
+            text += f"{base.path.name}; float outputs differ by {drift:.1e}"
+            notes.insert(0, Note("", text, changed=True))
+            regions = find_regions(prepared.model.graph)[0]
+            regions = [region for region in regions if region.name in chosen]
+            notes += _divided(regions, chosen)
+            now = (scaled, recalibrated(scaled, ranges, _tensors(regions)))
+        else:
+            notes.insert(0, _undone(f"the float function moves by {drift:.1e}"))
+            chosen = {}
+    if notes:
+        spent = time.perf_counter() - start
+        record = PassRecord("fold-scales", len(chosen), spent, tuple(notes))
+        records = (*prepared.records, record)
+        now = (replace(now[0], prepared=replace(now[0].prepared, records=records)), now[1])
+    return now
 
 
 def function_error(job: Job, scaled: Job) -> float:

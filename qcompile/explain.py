@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 import onnx_ir as oir
 
+from qcompile.artifact import LOCK
 from qcompile.ir.errors import OptionError, OutputError
 from qcompile.ir.graph import constant, origins
 from qcompile.ir.shape_values import own_name
+from qcompile.lock import Lock
 from qcompile.subject import Subject
 
 __all__ = ["explain_layer", "find_layer"]
@@ -36,7 +38,8 @@ def explain_layer(subject: Subject, name: str) -> dict[str, Any]:
     node = nodes.get(origin)
     total = sum(layer["macs"] for layer in report["layers"])
     sensitivity = row.get("sensitivity")
-    ranges = _ranges(subject.path / "ranges.npz")
+    ranges = _ranges(subject.path)
+    tensors = [] if node is None else _tensors(node, ranges)
     return {
         **row,
         "known": origin in rows,
@@ -45,8 +48,8 @@ def explain_layer(subject: Subject, name: str) -> dict[str, Any]:
         "costs": _costs(subject.path / "costs.json").get(origin, {}),
         "part_of": _host(node, origin),
         "stands_for": [o for o in (origins(node) if node else ()) if o != origin],
-        "tensors": [] if node is None else _tensors(node, ranges),
-        "notes": _notes(report, {origin, *(origins(node) if node else ())}),
+        "tensors": tensors,
+        "notes": _notes(report, {origin, *(origins(node) if node else ())}, _names(tensors)),
     }
 
 
@@ -104,20 +107,24 @@ def _costs(path: Path) -> dict[str, Any]:
     return dict(found)
 
 
-def _ranges(path: Path) -> dict[str, tuple[float, float, str]]:
-    """Tensor -> low, high and the estimator that chose them; empty where none are stored."""
+def _ranges(folder: Path) -> dict[str, tuple[float, float, str]]:
+    """Tensor -> low, high and the estimator that chose them; empty where none are stored.
+
+    The lock's, which are those of the artifact: ranges.npz holds the statistics of channels before
+    they were scaled, and each tensor's own best estimator.
+    """
+    path = folder / LOCK
     if not path.is_file():
         return {}
     try:
-        with np.load(path, allow_pickle=False) as stored:
-            meta = json.loads(stored["meta"].tobytes())
-            low, high = stored["low"].tolist(), stored["high"].tolist()
-    except (OSError, ValueError, KeyError, EOFError) as e:
+        known = Lock.read(path).ranges
+    except OptionError as e:
         raise OutputError(f"'{path}' cannot be read ({e}); compile again") from e
-    return {
-        name: (a, b, method)
-        for name, a, b, method in zip(meta["tensors"], low, high, meta["methods"], strict=True)
-    }
+    return {n: (float(np.min(r.low)), float(np.max(r.high)), r.method) for n, r in known.items()}
+
+
+def _names(tensors: Iterable[Mapping[str, Any]]) -> list[str]:
+    return [row["name"] for row in tensors if row["role"] != "constant" and row["name"]]
 
 
 def _tensors(
@@ -176,12 +183,19 @@ def _quantization(pair: oir.Node) -> dict[str, Any] | None:
     }
 
 
-def _notes(report: Mapping[str, Any], names: Iterable[str]) -> list[dict[str, Any]]:
-    """What loading, passes and learning said of these places, in order."""
-    wanted = set(names)
+def _notes(
+    report: Mapping[str, Any], names: Iterable[str], tensors: Iterable[str]
+) -> list[dict[str, Any]]:
+    """What loading, passes and learning said of a layer and of what it reads and writes, in order."""
+    own = set(names)
+    wanted = own | set(tensors)
     logs = [("load", report["notes"])] + [(p["name"], p["notes"]) for p in report["passes"]]
     return [
-        {"by": who, "text": note["text"], "changed": note["changed"]}
+        {
+            "by": who,
+            "text": note["text"] if note["where"] in own else f"'{note['where']}': {note['text']}",
+            "changed": note["changed"],
+        }
         for who, notes in logs
         for note in notes
         if note["where"] in wanted

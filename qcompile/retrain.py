@@ -1,8 +1,8 @@
 """``--from build/``: what an earlier compile decided, carried over to a retrained checkpoint.
 
-Plan, range estimators and disabled passes are taken over; ranges are measured anew with those
-estimators, weights learned anew, and the gate judges as ever. Nothing is searched, which is what takes
-the time. What moved since then is told.
+Plan, range estimators, factors of channels and disabled passes are taken over; ranges are measured
+anew with those estimators, weights learned anew, and the gate judges as ever. Nothing is searched,
+which is what takes the time. What moved since then is told.
 """
 
 from __future__ import annotations
@@ -173,6 +173,10 @@ def moved(
         "base": base.path.name,
         "ranges": sorted(tensors, key=lambda row: -float(str(row["by"]))),
         "weights": sorted(weights, key=lambda row: -float(str(row["by"]))),
+        "factors": {
+            "carried": sorted(prepared.factors),
+            "left": sorted(set(base.lock.factors) - set(prepared.factors)),
+        },
         "layers": [
             {"origin": row["origin"], "before": old[row["origin"]], "after": row["realised"]}
             for row in layers
@@ -186,6 +190,13 @@ def moved(
 def moved_texts(found: Mapping[str, Any]) -> tuple[str, ...]:
     """The same in a few lines."""
     told = [f"plan and estimators carried over from {found['base']}"]
+    factors = found["factors"]
+    if factors["left"]:
+        total = len(factors["left"]) + len(factors["carried"])
+        shown = ", ".join(factors["left"][:LISTED])
+        told.append(f"factors of {len(factors['left'])} of {total} tensors left behind: {shown}")
+    elif factors["carried"]:
+        told.append(f"factors of {len(factors['carried'])} tensors carried over")
     for key, name in (("ranges", "tensor"), ("weights", "origin")):
         rows = found[key]
         if rows:

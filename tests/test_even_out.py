@@ -11,6 +11,15 @@ import onnx
 import pytest
 
 import qcompile
+from qcompile.backends.tables import get_target
+from qcompile.cli import main
+from qcompile.explain import explain_layer
+from qcompile.factors import fitting_factors, with_factors
+from qcompile.ir.errors import PassError
+from qcompile.lock import Lock
+from qcompile.options import make_options
+from qcompile.prepare import prepare
+from qcompile.subject import open_subject
 from tests.passes.qdq_models import run, text_model
 
 QUICK: dict[str, Any] = {
@@ -20,8 +29,12 @@ QUICK: dict[str, Any] = {
 GRAPH = """g (float[1,6,8,8] x) => (float[1,16,8,8] y) {
   c = Conv (x, w1, b1)  t = Relu (c)  y = Conv (t, w2) }"""
 
+CLIPPED = GRAPH.replace("Relu (c)", "Clip (c, zero, six)").replace(
+    "{", "<float zero = {0.0}, float six = {6.0}> {", 1
+)
 
-def model(spread: float) -> onnx.ModelProto:
+
+def model(spread: float, graph: str = GRAPH, tuned: float = 0.0) -> onnx.ModelProto:
     """Two layers; the channels between them differ in size by up to 2^spread, undone by the second."""
     rng = np.random.default_rng(0)
     size = np.exp2(np.linspace(0, spread, 16)).astype(np.float32)
@@ -30,7 +43,8 @@ def model(spread: float) -> onnx.ModelProto:
         "b1": rng.standard_normal(16) * size,
         "w2": rng.standard_normal((16, 16, 1, 1)) / size[:, None, None],
     }
-    return text_model(GRAPH, **{k: v.astype(np.float32) for k, v in arrays.items()})
+    arrays = {k: v * (1 + tuned * rng.standard_normal(v.shape)) for k, v in arrays.items()}
+    return text_model(graph, **{k: v.astype(np.float32) for k, v in arrays.items()})
 
 
 @pytest.fixture(scope="module")
@@ -43,19 +57,29 @@ def record(result: Any, name: str = "fold-scales") -> dict[str, Any]:
     return next(p for p in result.report.data["passes"] if p["name"] == name)
 
 
+@pytest.fixture(scope="module")
+def found(
+    feeds: list[dict[str, Any]], tmp_path_factory: pytest.TempPathFactory
+) -> qcompile.CompileResult:
+    folder = tmp_path_factory.mktemp("evened")
+    onnx.save(model(6), folder / "a.onnx")
+    return qcompile.compile(folder / "a.onnx", calibration=feeds, output=folder / "a", **QUICK)
+
+
 def test_uneven_channels_are_evened_and_the_lock_replays_it(
-    feeds: list[dict[str, Any]], tmp_path: Path
+    feeds: list[dict[str, Any]], found: qcompile.CompileResult, tmp_path: Path
 ) -> None:
-    one = model(6)
+    one = found.path.with_name("a.onnx")
     plain = qcompile.compile(
         one, calibration=feeds, output=tmp_path / "p", **{**QUICK, "techniques": "none"}
     )
-    found = qcompile.compile(one, calibration=feeds, output=tmp_path / "f", **QUICK)
     assert found.report.sqnr_db > plain.report.sqnr_db + 6
     assert record(found)["changed"] == 1
     assert "1 tensors scaled" in record(found)["notes"][0]["text"]
     locked = json.loads((found.path / "qcompile.lock").read_text())
     assert len(locked["factors"]["c"]) == 16
+    told = [(note["where"], note["text"]) for note in record(found)["notes"]]
+    assert [where for where, text in told if "channels are divided by 2^" in text] == ["c", "t"]
     again = qcompile.compile(
         one, calibration=feeds, output=tmp_path / "a", locked=True,
         lock=found.path / "qcompile.lock", **QUICK,
@@ -68,7 +92,7 @@ def test_uneven_channels_are_evened_and_the_lock_replays_it(
     assert renewed["factors"] == locked["factors"]
     feed = feeds[0]
     have = run(onnx.load(found.path / "model.onnx"), feed)[0]
-    np.testing.assert_allclose(have, run(one, feed)[0], atol=1.0)
+    np.testing.assert_allclose(have, run(onnx.load(one), feed)[0], atol=1.0)
 
 
 def test_even_channels_stay(feeds: list[dict[str, Any]], tmp_path: Path) -> None:
@@ -90,3 +114,66 @@ def test_portable_targets_profit_too(feeds: list[dict[str, Any]], tmp_path: Path
     options = {**QUICK, "target": "tensorrt-int8"}
     found = qcompile.compile(model(6), calibration=feeds, output=tmp_path / "o", **options)
     assert record(found)["changed"] == 1
+
+
+def test_a_retrained_checkpoint_takes_the_factors_over(
+    feeds: list[dict[str, Any]], found: qcompile.CompileResult, tmp_path: Path
+) -> None:
+    onnx.save(model(6, tuned=0.05), tmp_path / "b.onnx")
+    later = qcompile.compile(
+        tmp_path / "b.onnx", calibration=feeds, output=tmp_path / "b", base=found.path, **QUICK
+    )
+    locks = [json.loads((one.path / "qcompile.lock").read_text()) for one in (found, later)]
+    assert locks[0]["factors"] == locks[1]["factors"]
+    assert "1 of 1 tensors scaled as in a" in record(later)["notes"][0]["text"]
+    assert later.report.sqnr_db > found.report.sqnr_db - 3
+    moved = later.report.data["moved"]
+    assert all(row["by"] < 0.2 for row in (*moved["weights"], *moved["ranges"]))
+    assert moved["factors"] == {"carried": ["c"], "left": []}
+
+
+def test_factors_that_a_clip_forbids_now_stay_behind(
+    feeds: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    prepared = {
+        name: prepare(
+            model(6, graph), get_target("ort-int8"), make_options(calibration=feeds, **QUICK)
+        )
+        for name, graph in (("plain", GRAPH), ("clipped", CLIPPED))
+    }
+    exponents = {"c": tuple(range(-8, 8))}
+    assert fitting_factors(prepared["plain"], exponents) == (exponents, [])
+    kept, notes = fitting_factors(prepared["clipped"], exponents)
+    assert kept == {} and notes[0].where == "c"
+    assert "cannot be scaled" in notes[0].text or "a Clip may cut off" in notes[0].text
+    with pytest.raises(PassError, match="compile again without the lock"):
+        with_factors(prepared["clipped"], exponents)
+    kept, notes = fitting_factors(prepared["plain"], {"c": (1, 2), "nowhere": (1, 2)})
+    assert kept == {} and "it has 16 channels" in notes[0].text
+
+
+def test_scaled_tensors_are_explained_and_diagnosed_as_they_are(
+    feeds: list[dict[str, Any]],
+    found: qcompile.CompileResult,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    limits = Lock.read(found.path / "qcompile.lock").ranges["t"]
+    row = explain_layer(open_subject(found.path), "n_t")
+    seen = next(t["range"] for t in row["tensors"] if t["name"] == "t")
+    assert (seen["low"], seen["high"]) == (float(limits.low), float(limits.high))
+    assert any("'t': its channels are divided by 2^" in note["text"] for note in row["notes"])
+    np.savez(tmp_path / "x.npz", x=np.concatenate([feed["x"] for feed in feeds]))
+    capsys.readouterr()
+    argv = [
+        "diagnose",
+        found.path,
+        found.path.with_name("a.onnx"),
+        "-c",
+        tmp_path / "x.npz",
+        "--json",
+    ]
+    assert main([str(a) for a in argv]) == 0
+    told = json.loads(capsys.readouterr().out)
+    # with the unscaled model beside scaled ranges every tensor would be clipped to nothing
+    assert told["likely"] is None and told["all_integer"] < 0.01
