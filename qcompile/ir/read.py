@@ -1,7 +1,7 @@
 """From a user's file to an onnx_ir model: recognise, parse, map the weights.
 
-Weights stay where they lie: tensors of 64 KiB and more are read-only views of the mapped file
-(or of the caller's bytes), so a model costs the memory of its graph until a weight is touched.
+Weights stay where they lie: tensors of 64 KiB and more are read-only views of the file (or of the
+caller's bytes). A big file is mapped, so it costs the memory of its graph until a weight is touched.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import hashlib
 import logging
 import math
 import mmap
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -31,6 +32,10 @@ __all__ = ["Source", "map_weights", "open_source", "parse"]
 
 _MAP_FROM = 65536
 """Bytes from which a tensor is a view of the file instead of a copy."""
+
+_READ_BELOW = 128 << 20
+"""Bytes below which a file is read at once: one that an exporter writes anew in place while it is
+mapped ends the process with SIGBUS, or changes the weights under the compile."""
 
 
 @dataclass
@@ -102,8 +107,8 @@ class Source:
 def _map(path: Path) -> memoryview:
     try:
         with path.open("rb") as file:
-            if not path.stat().st_size:
-                return memoryview(b"")
+            if os.fstat(file.fileno()).st_size < _READ_BELOW:
+                return memoryview(file.read())
             return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
     except OSError as e:
         raise ModelError(f"{path}: cannot be read: {e.strerror or e}") from e

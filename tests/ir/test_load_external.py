@@ -1,4 +1,4 @@
-"""Weights in side files: only from the model's folder, whole, and never read into memory."""
+"""Weights in side files: only from the model's folder, whole, and no copy where the file is big."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import onnx
 import pytest
 from onnx import TensorProto, numpy_helper, parser
 
+from qcompile.ir import read
 from qcompile.ir.errors import ModelError
 from qcompile.ir.graph import constant
 from qcompile.ir.load import load_model
@@ -149,6 +150,23 @@ def test_a_mapped_weight_is_no_copy(folder: Path) -> None:
     onnx.save(proto, folder / "m.onnx")
     array = constant(load_model(folder / "m.onnx").model.graph.initializers["w"])
     assert array is not None and not array.flags.owndata and not array.flags.writeable
+
+
+def test_a_file_that_is_written_anew_in_place_does_not_take_the_weights_along(folder: Path) -> None:
+    (folder / "w.bin").write_bytes(np.full(100_000, 3, np.float32).tobytes())
+    proto = model(length=400_000)
+    proto.graph.initializer[0].dims[:] = [100_000, 1]
+    onnx.save(proto, folder / "m.onnx")
+    array = constant(load_model(folder / "m.onnx").model.graph.initializers["w"])
+    # read while truncated, a mapping would end the process with SIGBUS
+    (folder / "w.bin").write_bytes(b"")
+    assert array is not None and set(array.reshape(-1).tolist()) == {3.0}
+
+
+def test_a_big_file_is_mapped(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(read, "_READ_BELOW", 1)
+    onnx.save(model(offset=4), folder / "m.onnx")
+    assert weight(folder / "m.onnx") == W.tolist()
 
 
 def test_models_saved_with_a_side_file_load_again(tmp_path: Path) -> None:
