@@ -80,13 +80,14 @@ def calibrate(
         seed: of where in a tensor samples start.
         progress: called with the feeds done and their number, if known.
         custom_ops: library with custom operators.
-        nonfinite: what becomes of a tensor that holds NaN or infinity though no input does (an
-            attention mask of -inf): an error, or no range for it.
+        nonfinite: what becomes of a tensor that holds NaN though no input does: an error, or no
+            range for it. One that holds infinity (an attention mask of -inf) never has a range.
         model_sha256: recorded, and compared when the result is loaded again.
         data_sha256: the same.
 
     Raises:
-        CalibrationError: no feed, one that does not fit, or NaN or infinity; names sample and tensor.
+        CalibrationError: no feed, one that does not fit, NaN, or infinity in an input; names sample
+            and tensor.
         BudgetError: the memory limit cannot be kept.
         OptionError: no such method.
     """
@@ -122,13 +123,13 @@ def calibrate(
             run.check(feed, where)
             side = result.held if index % _HELD_EVERY == _HELD_EVERY - 1 else result.fit
             bad = run.observe(feed, index, where, side)
-            for name in bad:
-                if nonfinite == "error":
+            for name, kind in bad.items():
+                if nonfinite == "error" and kind == "NaN":
                     raise CalibrationError(
-                        f"{where}: tensor '{name}' holds NaN or infinity, so it has no range; remove "
-                        "the sample, or keep the layers around the tensor in float"
+                        f"{where}: tensor '{name}' holds NaN, so it has no range; remove the sample, "
+                        "or repair the model"
                     )
-                result.unusable.setdefault(name, f"{where} makes it NaN or infinite")
+                result.unusable.setdefault(name, f"{where} makes it {kind}")
             if memory_limit is not None:
                 _keep_within(memory_limit, len(ordered))
             result.samples = index + 1
@@ -224,8 +225,8 @@ class _Run:
 
     def observe(
         self, feed: Feed, index: int, where: str, stores: dict[str, TensorStore]
-    ) -> list[str]:
-        """Run one feed into ``stores``; returns the tensors that held NaN or infinity."""
+    ) -> dict[str, str]:
+        """Run one feed into ``stores``; returns tensors that are not finite: "NaN" or "infinite"."""
         inputs: Feed = {name: feed[name] for name in self.inputs}
         if self.sampled and self.strides is None:
             self._plan(inputs, where)
@@ -234,13 +235,16 @@ class _Run:
             # Another place in every feed, so that in time each element is drawn.
             starts = np.random.default_rng([self.seed, index]).integers(0, self.strides)
         values = self._run(inputs, starts, where)
-        bad: list[str] = []
+        bad: dict[str, str] = {}
         for i, probe in enumerate(self.probes):
             low, high = float(values[probe.low]), float(values[probe.high])
-            if math.isnan(float(values[probe.total])) or math.isinf(low) or math.isinf(high):
+            lost = math.isnan(float(values[probe.total]))
+            if lost or math.isinf(low) or math.isinf(high):
                 if low > high:
                     continue  # an empty tensor: minimum +inf, maximum -inf
-                bad.append(probe.tensor)
+                # the sum over infinities of both signs is NaN too
+                both = math.isinf(low) and math.isinf(high)
+                bad[probe.tensor] = "NaN" if lost and not both else "infinite"
             elif probe.sample:
                 self._store(stores[probe.tensor], i, values, starts)
             else:

@@ -24,6 +24,7 @@ from qcompile.planner.search import search
 from qcompile.portable_flow import compile_portable, portable_builder
 from qcompile.prepare import Prepared, prepare
 from qcompile.range_choice import choose_ranges
+from qcompile.rangeless import leave_float
 from qcompile.ranges import Ranges, find_ranges
 from qcompile.reporter import Reporter, Silent
 from qcompile.result import CompileResult
@@ -108,6 +109,7 @@ def _compile_static(
     options, target = job.options, job.prepared.target
     with stages("calibrate"):
         ranges = done.ranges(lambda: find_ranges(job, lock, stages.reporter.advance))
+        job = leave_float(job, ranges.calibration)
     with stages("even out"):
         make = portable_builder if target.portable else ort_builder
         plan = start_plan(job, ranges.chosen, lock)
@@ -116,6 +118,7 @@ def _compile_static(
             ranges,
             partial(even_out, job, ranges, plan, lock, make, stages.reporter.advance),
         )
+        job = leave_float(job, ranges.calibration)
         if job.base is not None and ranges.calibration is not None:
             ranges = replace(ranges, chosen=job.base.ranges(ranges.calibration))
     if target.portable:

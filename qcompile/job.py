@@ -217,7 +217,8 @@ def start_plan(job: Job, ranges: dict[str, TensorRange], lock: Lock | None) -> P
     if lock is not None:
         return lock.plan
     state = CompileState(job.prepared.model, job.prepared.target, ranges=ranges)
-    plan = default_plan(state)
+    refused = {s.origin: s.reason for s in job.prepared.sites if s.reason}
+    plan = default_plan(state, refused)
     given = job.options.plan
     if job.base is not None:
         plan = job.base.lock.plan

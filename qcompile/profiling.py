@@ -14,9 +14,9 @@ from qcompile.backends.ort import check_runtime
 from qcompile.backends.tables import get_target
 from qcompile.build import Builder
 from qcompile.calibrate import calibrate
+from qcompile.calibration import Calibration
 from qcompile.data.inputs import Feed, InputSpec
 from qcompile.float_form import float_form
-from qcompile.ir.affine import TensorRange
 from qcompile.ir.errors import CalibrationError, ModelError, TargetError
 from qcompile.ir.load import load_model
 from qcompile.ir.save import save_model
@@ -26,6 +26,7 @@ from qcompile.passes.integer_region import observed_tensors
 from qcompile.planner.costing import job_costs
 from qcompile.planner.costs import Costs
 from qcompile.prepare import prepare
+from qcompile.rangeless import leave_float
 from qcompile.subject import open_subject, stored_samples
 
 __all__ = ["batched", "profile"]
@@ -76,7 +77,9 @@ def profile(
         feeds = job.data.selection()
         if batch is not None:
             feeds = [batched(feed, prepared.inputs, batch) for feed in feeds]
-        builder = Builder(prepared.model, target, _ranges(job, job.data), work)
+        found = _observed(job, job.data)
+        job = leave_float(job, found)
+        builder = Builder(prepared.model, target, dict(found.ranges()), work)
         costs = job_costs(job, builder, feeds, budget_s=seconds, progress=progress)
         if original:
             return costs
@@ -95,10 +98,10 @@ def _inside(folder: Path, work: Path) -> Path:
     return path
 
 
-def _ranges(job: Job, data: Data) -> dict[str, TensorRange]:
+def _observed(job: Job, data: Data) -> Calibration:
     """Minima and maxima of a few samples: kernels take the same time whatever the scales are."""
     few = data.calibration.subset(range(min(2, len(data.calibration))))
-    found = calibrate(
+    return calibrate(
         job.prepared.model,
         observed_tensors(job.prepared.sites),
         few,
@@ -109,7 +112,6 @@ def _ranges(job: Job, data: Data) -> dict[str, TensorRange]:
         seed=job.options.seed,
         custom_ops=job.options.custom_ops,
     )
-    return dict(found.ranges())
 
 
 def batched(feed: Feed, specs: tuple[InputSpec, ...], batch: int) -> Feed:

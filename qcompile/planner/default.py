@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
+from types import MappingProxyType
 
 import numpy as np
 import onnx_ir as oir
@@ -20,14 +22,20 @@ MIXED = 16.0
 """Ranges this many times apart leave the smaller less than 4 of 8 bits under one scale."""
 
 
-def default_plan(state: CompileState) -> PrecisionPlan:
+def default_plan(
+    state: CompileState, refused: Mapping[str, str] = MappingProxyType({})
+) -> PrecisionPlan:
     """The target's 8-bit form for every compute site that can have it, and for regions between them.
 
     An elementwise or passthrough node is integer only where all its inputs come from integer nodes
     (or the target's float kernels write integers as well) and at least one integer node reads its
     result: elsewhere it would cost a Q/DQ and save nothing.
+
+    Args:
+        state: model, target, and ranges where they are known.
+        refused: origin id -> why the node must be float though the target could run it.
     """
-    sites = classify(state)
+    sites = [_told(site, refused) for site in classify(state)]
     owners = pairs(sites)
     form = state.target.precision
     able = {s.node: s for s in sites if not s.reason and s.node not in owners}
@@ -69,6 +77,11 @@ def without_ends(plan: PrecisionPlan, state: CompileState) -> PrecisionPlan:
     for node, reason in _shrink(able, owners, state.target).items():
         plan = plan.with_choice([names[node]], FLOAT, reason)
     return plan
+
+
+def _told(site: Site, refused: Mapping[str, str]) -> Site:
+    reason = "" if site.reason else refused.get(site.origin, "")
+    return replace(site, reason=reason) if reason else site
 
 
 def _mixed_ranges(site: Site, ranges: Mapping[str, TensorRange]) -> str:

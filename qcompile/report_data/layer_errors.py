@@ -93,7 +93,8 @@ def _group(
             if a.shape != b.shape or not a.size:
                 continue
             a64 = a.astype(np.float64)
-            error = a64 - b.astype(np.float64)
+            with np.errstate(invalid="ignore"):  # a mask's infinities, which are left out
+                error = a64 - b.astype(np.float64)
             finite = np.isfinite(error)
             signal[name] += float(np.sum(np.square(a64, where=finite, out=np.zeros_like(a64))))
             noise[name] += float(np.sum(np.square(error, where=finite, out=np.zeros_like(a64))))

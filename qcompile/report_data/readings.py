@@ -121,7 +121,8 @@ class Reader:
 
 def _numbers(ref: Array, got: Array) -> dict[str, Any]:
     """The places where the two differ most."""
-    error = np.nan_to_num(np.abs(ref.astype(np.float64) - got.astype(np.float64)))
+    with np.errstate(invalid="ignore"):  # infinity less infinity
+        error = np.nan_to_num(np.abs(ref.astype(np.float64) - got.astype(np.float64)))
     order = np.argsort(-error, kind="stable")[:TOP].tolist()
     return {
         "kind": "numbers",
