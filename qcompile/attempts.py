@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from qcompile.build import Builder
 from qcompile.gate import Limits, judge
-from qcompile.ir.errors import OptionError, PassError
+from qcompile.ir.errors import OptionError, PassError, QCompileError
 from qcompile.ir.plan import FLOAT, PrecisionPlan
 from qcompile.job import Job
 from qcompile.oldest_runtime import oldest_runtime, parse_release
@@ -35,7 +35,7 @@ def pass_gate(
     Raises:
         OptionError: every candidate needs a newer ONNX Runtime than --min-ort.
     """
-    fused = _all_float(found.order[0], builder, "timed for the report") if found.order else None
+    fused = _comparison(found, builder, reporter)
     first: tuple[Candidate, GateResult] | None = None
     least: float | None = None
     tried = 0
@@ -56,6 +56,17 @@ def pass_gate(
     if job.options.best_effort:
         return _fused_float(job, first, builder, reporter)
     return first
+
+
+def _comparison(found: Found, builder: Builder, reporter: Reporter) -> Candidate | None:
+    """The fused float model that the report shows beside the two; None where it cannot be built."""
+    if not found.order:
+        return None
+    try:
+        return _all_float(found.order[0], builder, "timed for the report")
+    except QCompileError as e:
+        reporter.note(f"the fused float model is not compared: {e}")
+        return None
 
 
 def _judge(

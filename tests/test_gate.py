@@ -446,6 +446,26 @@ def test_speed_limits(
     assert "8.4 -> 4.0 ms p50, 4 threads, this CPU" in result.headline
 
 
+def test_a_fused_float_that_fails_costs_its_row_alone(ref: Path, tmp_path: Path) -> None:
+    broken = small(tmp_path / "fused.onnx", "odd_name = Relu<alpha = 1.0>(x) y = Relu(odd_name)")
+    result = gate(ref, ref, speed=True, budget_s=0.2, fused=broken, limits=Limits(min_speedup=0.01))
+    assert result.verdict == "delivered", result.checks
+    assert result.speed is not None and set(result.speed.models) == {"float", "artifact"}
+    assert any("the fused float model is not timed" in note for note in result.notes)
+
+
+def test_an_artifact_that_cannot_be_timed_fails(
+    ref: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def crash(*_: Any, **__: Any) -> SpeedResult:
+        raise ModelError("signal 11")
+
+    monkeypatch.setattr("qcompile.gate.measure_pair", crash)
+    result = gate(ref, ref, speed=True, fused=ref)
+    assert "signal 11" in failed(result, "runs")
+    assert not any("fused" in note for note in result.notes)
+
+
 def test_not_measured_exits_zero() -> None:
     result = verdict.not_measured("no NVIDIA GPU here; run deploy/device.py on the device")
     assert (result.verdict, result.exit_code) == ("not measured", 0)
