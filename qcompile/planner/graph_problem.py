@@ -75,6 +75,7 @@ def _node(
     known = sensitivities.get(unit.origin, Sensitivity())
     dynamic = latencies.dynamic_ns.get(unit.origin) if unit.dynamic else None
     pinned = pins.get(unit.origin)
+    stored = unit.stored
     return PlanNode(
         origin=unit.origin,
         op_type=unit.site.op_type,
@@ -85,6 +86,8 @@ def _node(
         sensitivity_dynamic=known.dynamic,
         forbidden=forbidden - {pinned} if pinned else forbidden,
         pinned=pinned,
+        float_bytes=stored[0],
+        integer_bytes=stored[1],
     )
 
 

@@ -26,6 +26,9 @@ measured with chains of operators on one element, 2.2 us with one input, 2.9 us 
 EVENTS = 30_000
 """Profile events at most: each is 700 bytes of JSON, and the profiler stops at a million."""
 
+RUNS = 300
+"""Profiled runs at most: reading 600 more of a tiny model took longer than making them."""
+
 _HEAVY = ("Conv", "Gemm", "GRU", "LSTM", "MatMul", "RNN")
 
 
@@ -100,7 +103,7 @@ def form_times(
     profiler.session.run(feed)
     walls: list[int] = []
     begin = time.perf_counter()
-    limit = max(least, EVENTS // max(1, len(tagged.sources)))
+    limit = max(least, min(RUNS, EVENTS // max(1, len(tagged.sources))))
     while len(walls) < least or (time.perf_counter() - begin < budget_s and len(walls) < limit):
         start = time.perf_counter_ns()
         profiler.run(feed)

@@ -28,6 +28,8 @@ class PlanNode:
         float_output: the integer kernel writes float (MatMulIntegerToFloat).
         forbidden: labels that this site must not take.
         pinned: the label that the user gave, or None.
+        float_bytes: what its constant weights take in float.
+        integer_bytes: what they take in any integer form.
     """
 
     origin: str
@@ -40,6 +42,8 @@ class PlanNode:
     float_output: bool = False
     forbidden: frozenset[str] = frozenset()
     pinned: str | None = None
+    float_bytes: int = 0
+    integer_bytes: int = 0
 
     def labels(self) -> tuple[str, ...]:
         """The labels that this site may take, in the order of ``LABELS``."""

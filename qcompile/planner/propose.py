@@ -21,9 +21,11 @@ from qcompile.planner.problem import LABELS, Problem
 from qcompile.planner.race import Candidate, Race
 from qcompile.planner.replan import solve_measured
 from qcompile.planner.sensitivity import Sensitivity
-from qcompile.planner.sweep import pareto, pareto_json, solve_budget
+from qcompile.planner.sizing import solve_sized, stored_bytes
+from qcompile.planner.sweep import pareto, pareto_json
 from qcompile.planner.units import full_plan, units
 from qcompile.reporter import Reporter
+from qcompile.sizes import model_bytes
 from qcompile.stopwatch import Stopwatch
 
 __all__ = ["Proposer", "Remember"]
@@ -100,7 +102,9 @@ class Proposer:
 
     def propose(self, known: Sequence[Candidate], needed_db: float) -> list[Candidate]:
         """Plans beside those known, judged for accuracy and not yet timed."""
-        made = self._within_latency(known)
+        room = self._room(known)
+        made = self._within_latency(known, room)
+        made += self._within_size([*known, *made], room)
         best = max((c.sqnr_db for c in known if c.sqnr_db is not None), default=None)
         if best is None or best > ENOUGH_DB:
             return made
@@ -115,6 +119,7 @@ class Proposer:
                 problem,
                 session.worst_error,
                 10 ** (-goal / 10),
+                max_bytes=room,
                 tries=5,
                 search_time=self._seconds / 2 / len(goals),
             )
@@ -127,7 +132,37 @@ class Proposer:
                 made.append(self._race.accuracy(f"cut for {goal:.0f} dB", plan))
         return made
 
-    def _within_latency(self, known: Sequence[Candidate]) -> list[Candidate]:
+    def _room(self, known: Sequence[Candidate]) -> int | None:
+        """Bytes that --max-size leaves for the weights of all sites; None without that limit."""
+        limit = self._job.options.max_size
+        if limit is None:
+            return None
+        rest = []
+        for candidate in known:
+            plan = candidate.build.plan
+            labels = {n.origin: plan.precision(n.origin) for n in self.problem.nodes}
+            held = model_bytes(candidate.build.path)
+            if held is not None:
+                rest.append(held - stored_bytes(self.problem, labels))
+        # scales and nodes differ a little from plan to plan
+        return max(0, limit - max(rest, default=0))
+
+    def _within_size(self, known: Sequence[Candidate], room: int | None) -> list[Candidate]:
+        """The fastest plan within --max-size, where no known one is; says where there is none."""
+        limit = self._job.options.max_size
+        if limit is None or room is None:
+            return []
+        if any((model_bytes(c.build.path) or 0) <= limit for c in known):
+            return []
+        try:
+            point = solve_sized(self.problem, room)
+        except BudgetError as e:
+            rest = (limit - room) / 1e6
+            self._reporter.note(f"--max-size: beside {rest:.3f} MB of all else, {e}")
+            return []
+        return [self._race.accuracy(f"cut for {limit / 1e6:.2f} MB", self._plan(point.labels))]
+
+    def _within_latency(self, known: Sequence[Candidate], room: int | None) -> list[Candidate]:
         """The plan of least error that is predicted within --max-latency, unless it is known.
 
         The limit is one of the clock of today: it is taken as a share of float's latency in the race.
@@ -139,7 +174,8 @@ class Proposer:
         problem = self.problem  # measures the costs that the next line reads
         share = limit * LATENCY_MARGIN / (timed.ms * timed.speedup)
         try:
-            point = solve_budget(problem, max_latency_ns=round(share * self._float_ns()))
+            nanoseconds = round(share * self._float_ns())
+            point = solve_sized(problem, room, max_latency_ns=nanoseconds)
         except BudgetError as e:
             self._reporter.note(f"--max-latency: {e}")
             return []

@@ -9,7 +9,8 @@ from math import inf, sqrt
 
 from qcompile.ir.errors import BudgetError
 from qcompile.planner.problem import Problem
-from qcompile.planner.sweep import PlanPoint, solve_budget
+from qcompile.planner.sizing import solve_sized
+from qcompile.planner.sweep import PlanPoint
 
 __all__ = ["Trial", "solve_measured"]
 
@@ -40,6 +41,7 @@ def solve_measured(
     measure: Callable[[Mapping[str, str]], float],
     max_error: float,
     *,
+    max_bytes: int | None = None,
     tries: int = 8,
     search_time: float | None = None,
     clock: Callable[[], float] = time.monotonic,
@@ -55,6 +57,7 @@ def solve_measured(
         problem: sites, tensors, costs, sensitivities.
         measure: error of labels, usually ``GatedSession.worst_error``.
         max_error: relative error energy to keep.
+        max_bytes: what all sites' weights may take.
         tries: plans measured at most.
         search_time: seconds.
         clock: seconds, for tests.
@@ -64,14 +67,17 @@ def solve_measured(
     seen: dict[tuple[tuple[str, str], ...], float] = {}
 
     def attempt(limit: float) -> Trial:
-        point = solve_budget(problem, max_error=limit)
+        point = solve_sized(problem, max_bytes, max_error=limit)
         key = tuple(point.labels.items())
         if key not in seen:
             seen[key] = measure(point.labels)
         trials.append(Trial(point, limit, seen[key]))
         return trials[-1]
 
-    last = attempt(inf)  # the fastest plan of all
+    try:
+        last = attempt(inf)  # the fastest plan of all
+    except BudgetError:  # none is that small
+        return None, ()
     if last.measured > max_error:
         low, high = 0.0, last.point.error
         limit = _within(max_error * _ratio(last), low, high)

@@ -55,6 +55,17 @@ class Unit:
         return self.site.row is not None and self.site.row.quantized_output
 
     @property
+    def stored(self) -> tuple[int, int]:
+        """Bytes of its constants in float and as 8-bit integers; each reader of one bears a share."""
+        own = [self.site.weight, *self.site.constants.values()]
+        own += [self.site.node.inputs[i] for i in self.weights]
+        elements = 0.0
+        for value in dict.fromkeys(v for v in own if v is not None):
+            array = constant(value)
+            elements += 0.0 if array is None else array.size / max(1, len(value.uses()))
+        return 4 * round(elements), round(elements)
+
+    @property
     def nodes(self) -> tuple[oir.Node, ...]:
         """Anchor and absorbed nodes, in order."""
         return (self.site.node, *(s.node for s in self.absorbed))

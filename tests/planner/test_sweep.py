@@ -124,3 +124,14 @@ def test_five_thousand_sites() -> None:
     found = solve_budget(problem, max_error=0.01)
     assert found.error <= 0.01
     assert any(label == "int8" for label in found.labels.values())
+
+
+def test_hull_points_that_are_close_are_not_filled_between(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many sites: neighbours on the hull differ by less than flips may gain, so none are tried."""
+    problem = random_problem(random.Random(3), 400)
+    limit = 0.3 * sum(n.sensitivity for n in problem.nodes)
+    filled = solve_budget(problem, max_error=limit)
+    monkeypatch.setattr("qcompile.planner.sweep._CLOSE", 1.0)
+    hull = solve_budget(problem, max_error=limit)
+    assert hull.found_by == "hull" and hull.error <= limit
+    assert filled.latency_ns <= hull.latency_ns <= 1.01 * filled.latency_ns
