@@ -12,9 +12,6 @@ from hypothesis import strategies as st
 
 from qcompile.compare import SQNR_MAX, OutputComparison, OutputResult, compare_outputs, db
 
-RNG = np.random.default_rng(0)
-FEEDS = [{"x": RNG.normal(size=(1, 4)).astype(np.float32)} for _ in range(6)]
-
 
 def compared(*pairs: tuple[Any, Any]) -> OutputResult:
     found: dict[str, OutputComparison] = {}

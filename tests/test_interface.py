@@ -7,9 +7,6 @@ import numpy as np
 from qcompile.backends.ort import Port
 from qcompile.interface import at_batch, interface_faults, is_repeated, shape_extremes
 
-RNG = np.random.default_rng(0)
-FEEDS = [{"x": RNG.normal(size=(1, 4)).astype(np.float32)} for _ in range(6)]
-
 
 def test_changed_inputs_are_found() -> None:
     want = [Port("x", "tensor(float)", ("n", None, 4))]
@@ -34,7 +31,7 @@ def test_batch_axis_is_found_by_its_name() -> None:
 
 
 def test_repetition() -> None:
-    one = RNG.normal(size=(1, 4)).astype(np.float32)
+    one = np.random.default_rng(0).normal(size=(1, 4)).astype(np.float32)
     assert is_repeated(one, np.repeat(one, 3, 0))
     assert not is_repeated(one, np.cumsum(np.repeat(one, 3, 0), 0))
     assert not is_repeated(one, one.T)
