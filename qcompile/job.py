@@ -24,6 +24,7 @@ from qcompile.options import Options
 from qcompile.planner.default import default_plan
 from qcompile.prepare import Prepared
 from qcompile.profiles import asked_shapes
+from qcompile.report_data.show import parse_show
 from qcompile.retrain import Base
 from qcompile.rollout import Rollout
 from qcompile.scores import Metric, make_metric
@@ -165,6 +166,7 @@ def gather(prepared: Prepared, options: Options) -> Data:
 
     Raises:
         CalibrationError: no data, or data that do not fit the model.
+        OptionError: ``--show`` cannot be read.
     """
     shapes = asked_shapes(options.shapes, prepared.inputs)
     specs = prepared.inputs
@@ -173,6 +175,7 @@ def gather(prepared: Prepared, options: Options) -> Data:
             replace(spec, shape=tuple(shapes[spec.name][1])) if spec.name in shapes else spec
             for spec in specs
         )
+    parse_show(options.show)  # a mistake in it is said before the work, not after
     feeds = open_feeds(
         options.calibration,
         specs,

@@ -81,6 +81,7 @@ class Options:
         algorithm: how weights are rounded where activations stay float.
         bits: of these weights; None = the target's.
         block: of them that share a scale; None = the target's.
+        show: how the report reads outputs of the worst samples, see ``qcompile.report_data.show``.
         best_effort: when nothing quantized passes the gate, deliver the fused float model.
     """
 
@@ -128,6 +129,7 @@ class Options:
     lock: Path | None = None
     require: tuple[str, ...] = ()
     strict: bool = False
+    show: str | Callable[..., Any] | None = None
     best_effort: bool = False
     tokenizer: Path | None = None
     sequence: int = 128

@@ -27,7 +27,7 @@ _GATE_ONLY = frozenset(
     {"metric", "metric_direction", "labels", "slices", "gate_time", "require", "strict"}
     | {"max_drop", "min_sqnr", "min_speedup", "max_latency", "max_size", "allow_random", "plan"}
     | {"state", "steps", "base"}
-    | {"threads", "search_time", "effort", "costs", "ranges", "memory_limit", "best_effort"}
+    | {"threads", "search_time", "effort", "costs", "ranges", "memory_limit", "best_effort", "show"}
 )
 
 

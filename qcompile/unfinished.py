@@ -36,7 +36,7 @@ BEFORE, AFTER = "ranges.npz", "ranges-even.npz"
 _FREE = frozenset(
     {"gate_time", "search_time", "max_drop", "min_sqnr", "min_speedup", "max_latency", "max_size"}
     | {"metric", "metric_direction", "labels", "slices", "require", "strict", "allow_random"}
-    | {"best_effort", "steps"}
+    | {"best_effort", "steps", "show"}
 )
 """Options that no kept stage depends on."""
 

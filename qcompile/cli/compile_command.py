@@ -119,6 +119,11 @@ __all__ = ["command"]
 @click.option(
     "--best-effort", is_flag=True, default=None, help="Deliver the fused float model if all fails."
 )
+@click.option(
+    "--show",
+    help="Worst samples of the report: boxes[=names.txt], text=letters.txt, classes=names.txt, or "
+    "file.py:function.",
+)
 @click.option("--tokenizer", help="tokenizer.json, for --calibration and --eval-data text.txt.")
 @click.option("--sequence", type=int, help="Tokens of a sample that is cut from text [128].")
 @click.option(

@@ -18,7 +18,15 @@ from qcompile.data.feeds import FeedSet
 from qcompile.data.inputs import Feed, InputSpec
 from qcompile.ir.errors import BackendMissingError, CalibrationError, OptionError
 
-__all__ = ["TEXT_SUFFIXES", "TextRecipe", "open_text", "text_recipe", "token_feed", "token_input"]
+__all__ = [
+    "TEXT_SUFFIXES",
+    "TextRecipe",
+    "open_text",
+    "text_decoder",
+    "text_recipe",
+    "token_feed",
+    "token_input",
+]
 
 TEXT_SUFFIXES = (".txt", ".md", ".text")
 
@@ -169,7 +177,18 @@ def _fixed_length(specs: tuple[InputSpec, ...]) -> int | None:
     return last if isinstance(last, int) else None
 
 
-def _encoder(path: Path) -> Callable[[str], list[int]]:
+def text_decoder(path: Path) -> Callable[[list[int]], str]:
+    """Tokens to text by a tokenizer.json.
+
+    Raises:
+        BackendMissingError: the package that reads it is not installed.
+        CalibrationError: it cannot be read.
+    """
+    made = _tokenizer(path)
+    return lambda ids: str(made.decode(ids, skip_special_tokens=False))
+
+
+def _tokenizer(path: Path) -> Any:
     try:
         from tokenizers import Tokenizer
     except ImportError as e:
@@ -182,6 +201,11 @@ def _encoder(path: Path) -> Callable[[str], list[int]]:
         raise CalibrationError(f"--tokenizer '{path}' cannot be read: {e}") from e
     made.no_padding()
     made.no_truncation()
+    return made
+
+
+def _encoder(path: Path) -> Callable[[str], list[int]]:
+    made = _tokenizer(path)
 
     def encode(text: str) -> list[int]:
         return list(made.encode(text, add_special_tokens=False).ids)

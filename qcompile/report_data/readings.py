@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
-from qcompile.report_data.image_data import image_data
+from qcompile.report_data.image_data import map_data
 from qcompile.report_data.rounded import rounded
+from qcompile.report_data.show import NOTHING_ASKED, Show
 
 __all__ = ["Reader"]
 
@@ -32,10 +32,14 @@ class Reader:
     Attributes:
         metadata: of the user's model; "names" are classes, "character" the letters of a CTC output.
         preset: of the images, "" without one.
+        asked: what the user says of the outputs.
+        decode: tokens to text, with the user's tokenizer.
     """
 
     metadata: Mapping[str, str]
     preset: str
+    asked: Show = NOTHING_ASKED
+    decode: Callable[[list[int]], str] | None = None
 
     def read(self, ref: Array, got: Array, pixels: tuple[int, int] | None) -> dict[str, Any]:
         """``kind`` and the content in ``float`` and ``artifact``; {} for what cannot be shown.
@@ -51,7 +55,11 @@ class Reader:
             found = {"kind": "boxes", "height": pixels[0], "width": pixels[1]}
             return found | {"float": self._boxes(ref), "artifact": self._boxes(got)}
         if ref.ndim == 4 and ref.shape[1] == 1 and min(ref.shape[2:]) >= 16:
-            return {"kind": "map", "float": _map(ref, ref), "artifact": _map(got, ref)}
+            return {
+                "kind": "map",
+                "float": map_data(ref[0, 0], ref[0, 0]),
+                "artifact": map_data(got[0, 0], ref[0, 0]),
+            }
         if ref.dtype.kind == "f" and ref.ndim == 3 and ref.shape[0] == 1 and ref.shape[2] > 8:
             rows = {"kind": "sequence"}
             return rows | {"float": self._sequence(ref[0]), "artifact": self._sequence(got[0])}
@@ -61,7 +69,9 @@ class Reader:
 
     @property
     def names(self) -> dict[int, str]:
-        """Class names that an exporter recorded."""
+        """Class names that the user gave or an exporter recorded."""
+        if self.asked.kind in ("boxes", "classes") and self.asked.words:
+            return dict(enumerate(self.asked.words))
         try:
             found = ast.literal_eval(self.metadata.get("names", "{}"))
         except (ValueError, SyntaxError):
@@ -71,14 +81,14 @@ class Reader:
         return {int(k): str(v) for k, v in found.items()} if isinstance(found, dict) else {}
 
     def _is_boxes(self, ref: Array) -> bool:
-        """YOLOv8's head: (1, 4 + classes, boxes)."""
+        """YOLO's heads: (1, 4 + classes, boxes), (1, boxes, 5 + classes), or (1, boxes, 6) when sifted."""
         told = self.preset.startswith("yolo") or self.metadata.get("task") == "detect"
-        return told and ref.ndim == 3 and ref.shape[0] == 1 and 5 <= ref.shape[1] < ref.shape[2]
+        told = told or self.asked.kind == "boxes"
+        return told and ref.ndim == 3 and ref.shape[0] == 1 and min(ref.shape[1:]) >= 5
 
     def _boxes(self, output: Array) -> list[dict[str, Any]]:
         """Boxes that a detector would show, the surest first."""
-        rows = np.asarray(output[0].T, np.float64)
-        scores, classes = rows[:, 4:].max(axis=1), rows[:, 4:].argmax(axis=1)
+        rows, scores, classes = _candidates(np.asarray(output[0], np.float64))
         order = [i for i in np.argsort(-scores, kind="stable")[:300] if scores[i] >= CONFIDENT]
         kept: list[int] = []
         for i in order:
@@ -96,15 +106,19 @@ class Reader:
         ]
 
     def _sequence(self, rows: Array) -> str:
-        """Letters where the model brings an alphabet (CTC: repeats and blanks dropped), else indices."""
+        """Letters of an alphabet (CTC: repeats and blanks dropped), text of a tokenizer, else indices."""
         best = rows.argmax(axis=-1)
-        letters = self.metadata.get("character", "").splitlines()
+        letters: Sequence[str] = self.metadata.get("character", "").splitlines()
+        if self.asked.kind == "text":
+            letters = self.asked.words
         # the blank comes first, a space may come last
         if letters and 0 <= rows.shape[1] - 1 - len(letters) <= 1:
             alphabet = ["", *letters, " "]
             changed = np.concatenate([[True], best[1:] != best[:-1]])
             return "".join(alphabet[int(k)] for k in best[changed] if k)
         more = " ..." if len(best) > TOKENS else ""
+        if self.decode is not None:
+            return self.decode([int(k) for k in best[:TOKENS]]) + more
         return " ".join(str(int(k)) for k in best[:TOKENS]) + more
 
     def _classes(self, ref: Array, got: Array) -> dict[str, Any]:
@@ -132,11 +146,17 @@ def _numbers(ref: Array, got: Array) -> dict[str, Any]:
     }
 
 
-def _map(values: Array, like: Array) -> str:
-    """A picture of a one-channel map; both are stretched as float's is."""
-    low, high = float(np.nanmin(like)), float(np.nanmax(like))
-    scaled = (np.nan_to_num(values[0, 0].astype(np.float64)) - low) / ((high - low) or 1.0)
-    return image_data(Image.fromarray((scaled.clip(0, 1) * 255).astype(np.uint8)))
+def _candidates(found: Array) -> tuple[Array, Array, Array]:
+    """Boxes as centre and size, scores and classes, of one image's head in any of its three layouts."""
+    if found.shape[0] < found.shape[1]:  # YOLOv8 and later
+        rows = found.T
+        return rows[:, :4], rows[:, 4:].max(axis=1), rows[:, 4:].argmax(axis=1)
+    if found.shape[1] == 6:  # end to end: corners, score, class
+        size = found[:, 2:4] - found[:, :2]
+        boxes = np.concatenate([found[:, :2] + size / 2, size], axis=1)
+        return boxes, found[:, 4], found[:, 5].astype(np.int64)
+    each = found[:, 5:] * found[:, 4:5]  # YOLOv5 to v7: objectness times class
+    return found[:, :4], each.max(axis=1), each.argmax(axis=1)
 
 
 def _overlap(a: Array, b: Array) -> float:

@@ -12,9 +12,11 @@ import numpy.typing as npt
 from qcompile.backends.ort import open_session
 from qcompile.data.images import parse_preprocess, picture
 from qcompile.data.inputs import Feed
+from qcompile.data.text import text_decoder
 from qcompile.job import Job
 from qcompile.report_data.image_data import image_data
 from qcompile.report_data.readings import Reader
+from qcompile.report_data.show import parse_show, show_by_function
 from qcompile.verdict import GateResult
 
 __all__ = ["worst_samples"]
@@ -30,6 +32,7 @@ def worst_samples(
 
     Raises:
         ModelError: a model does not run.
+        OptionError: the function of ``--show`` does not do.
     """
     chosen = _chosen(gate)
     if not chosen:
@@ -41,19 +44,27 @@ def worst_samples(
     exact = job.open_reference()
     session = open_session(artifact, config=config, **options)
     held = job.data.held
-    reader = Reader(dict(job.prepared.loaded.model.metadata_props), job.options.preprocess or "")
+    asked = parse_show(job.options.show)
+    preset = job.options.preprocess or ""
+    tokenizer = job.options.tokenizer
+    decode = None if tokenizer is None else text_decoder(tokenizer)
+    reader = Reader(dict(job.prepared.loaded.model.metadata_props), preset, asked, decode)
     rows = []
     for name, score in chosen:
         if name not in held.names:
             continue
         feed = held.load(held.names.index(name))
         wanted, got = exact.run(feed), session.run(feed)
-        shown = [
-            {"name": key, "shape": "x".join(map(str, np.shape(value)))}
-            | reader.read(np.asarray(value), np.asarray(got[key]), _pixels(feed))
-            for key, value in wanted.items()
-            if isinstance(value, np.ndarray) and isinstance(got[key], np.ndarray)
-        ]
+        if asked.function is not None:
+            read = show_by_function(asked.function, (wanted, got), feed, _pixels(feed))
+            shown = [{"name": "outputs", "shape": ""} | read]
+        else:
+            shown = [
+                {"name": key, "shape": "x".join(map(str, np.shape(value)))}
+                | reader.read(np.asarray(value), np.asarray(got[key]), _pixels(feed))
+                for key, value in wanted.items()
+                if isinstance(value, np.ndarray) and isinstance(got[key], np.ndarray)
+            ]
         rows.append(
             {
                 "name": name,

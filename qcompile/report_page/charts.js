@@ -32,14 +32,19 @@ Q.charts = (() => {
 
   function pareto() {
     const timed = D.candidates.filter((c) => c.speedup && c.sqnr_db != null);
+    if (timed.length === 1 && !D.front.length) return without("pareto-box", "One plan was built and timed, and no other was predicted: there is no front to draw.");
     if (!timed.length) return without("pareto-box", "No plan was timed here, so there is nothing to draw.");
     const point = (c) => ({x: 100 / c.speedup, y: c.sqnr_db, of: c});
-    const front = D.front.filter((p) => p.speedup && p.sqnr_db != null).map((p) => ({x: 100 / p.speedup, y: p.sqnr_db, of: p}));
+    // predictions far above all that was built would press what was built into the bottom
+    const built = timed.map((c) => c.sqnr_db), top = Math.max(...built) + Math.max(15, Math.max(...built) - Math.min(...built));
+    const predicted = D.front.filter((p) => p.speedup && p.sqnr_db != null);
+    const front = predicted.filter((p) => p.sqnr_db <= top).map((p) => ({x: 100 / p.speedup, y: p.sqnr_db, of: p}));
+    const beyond = predicted.length > front.length ? `, on to ${Math.max(...predicted.map((p) => p.sqnr_db)).toFixed(0)} dB` : "";
     const sets = [
       {label: "chosen", data: timed.filter((c) => c.chosen).map(point), pointStyle: "star", radius: 12, hoverRadius: 14, borderWidth: 3, borderColor: Q.theme.css("accent"), backgroundColor: Q.theme.css("accent")},
       {label: "built and run", data: timed.map(point), pointStyle: "circle", radius: 6, hoverRadius: 8, backgroundColor: Q.theme.css("int8"), borderColor: Q.theme.css("int8")},
     ];
-    if (front.length) sets.push({label: "predicted front", data: front, showLine: true, radius: 2.5, borderWidth: 1.5, borderColor: Q.theme.css("before"), backgroundColor: Q.theme.css("before"), borderDash: [5, 4]});
+    if (front.length) sets.push({label: `predicted front${beyond}`, data: front, showLine: true, radius: 2.5, borderWidth: 1.5, borderColor: Q.theme.css("before"), backgroundColor: Q.theme.css("before"), borderDash: [5, 4]});
     put("pareto-chart", {
       type: "scatter", data: {datasets: sets},
       options: {
@@ -72,23 +77,32 @@ Q.charts = (() => {
     });
   }
 
+  // What a kernel does, whatever its precision: Conv for QLinearConv, ConvInteger and FusedConv.
+  function act(op) {
+    if (/^(DynamicQuantizeLinear|QuantizeLinear|DequantizeLinear)$/.test(op)) return "to and from integers";
+    if (/^Reorder(Input|Output)$/.test(op)) return "changes of layout";
+    const plain = op.replace(/^(Nhwc|Fused|QLinear|DynamicQuantize|Q(?=[A-Z])|Simplified|Skip)+/, "").replace(/(Integer(ToFloat)?|NBits|Bnb4)$/, "");
+    return plain || op;
+  }
+
   function time() {
     if (!D.operators) return;
     const sum = new Map();
-    const side = (rows, k) => rows.forEach((r) => { const both = sum.get(r.op_type) || [0, 0]; both[k] += r.ns / 1000; sum.set(r.op_type, both); });
+    const side = (rows, k) => rows.forEach((r) => { const name = act(r.op_type), both = sum.get(name) || [0, 0]; both[k] += r.ns / 1000; sum.set(name, both); });
     side(D.operators.before, 0);
     side(D.operators.after, 1);
     const order = [...sum].sort((a, b) => Math.max(...b[1]) - Math.max(...a[1]));
     const shown = order.slice(0, 12), rest = order.slice(12);
     if (rest.length) shown.push([`${rest.length} more`, [0, 1].map((k) => rest.reduce((t, r) => t + r[1][k], 0))]);
-    const bars = (label, k, colour) => ({label, data: shown.map((r) => r[1][k]), backgroundColor: Q.theme.css(colour)});
+    const most = Math.max(...order.map((r) => Math.max(...r[1]))), [unit, scale] = most > 1e4 ? ["ms", 1e-3] : ["µs", 1];
+    const bars = (label, k, colour) => ({label, data: shown.map((r) => r[1][k] * scale), backgroundColor: Q.theme.css(colour)});
     Q.by("time-box").style.height = `${80 + 30 * shown.length}px`;
     put("time-chart", {
       type: "bar", data: {labels: shown.map((r) => r[0]), datasets: [bars("float", 0, "before"), bars("artifact", 1, "int8")]},
       options: {
         indexAxis: "y",
-        scales: {x: {title: title("µs of one inference")}, y: {ticks: {autoSkip: false}, grid: {display: false}}},
-        plugins: {tooltip: {callbacks: {label: ({dataset, raw}) => `${dataset.label}: ${Q.number(raw)} µs`}}},
+        scales: {x: {title: title(`${unit} of one inference`)}, y: {ticks: {autoSkip: false}, grid: {display: false}}},
+        plugins: {tooltip: {callbacks: {label: ({dataset, raw}) => `${dataset.label}: ${Q.number(raw)} ${unit}`}}},
       },
     });
   }

@@ -53,7 +53,8 @@ Q.layers = (() => {
   function tensor(name) {
     const t = Q.panel.root(Q.panel.tensors.get(name));
     if (!t) return;
-    Q.by("tensor-text").textContent = Q.panel.describe(t);
+    Q.by("tensor-text").textContent = Q.panel.describe(t) + (t.histogram ? "" : "; its histogram is not in the report");
+    Q.by("tensor-chart").parentElement.hidden = !t.histogram;
     Q.charts.histogram("tensor-chart", t.histogram, Q.panel.clip(t), t.name);
   }
 

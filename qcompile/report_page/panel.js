@@ -3,7 +3,6 @@ Q.panel = (() => {
   const D = Q.data, N = D.nodes;
   const tensors = new Map(D.tensors.map((t) => [t.name, t]));
   const weights = new Map(D.weights.map((w) => [w.origin, w]));
-  const hint = Q.by("panel").innerHTML;
   let shown = -1, charts = [];
 
   const root = (t) => t && t.same_as ? {...tensors.get(t.same_as), name: t.name, clip_low: t.clip_low, clip_high: t.clip_high} : t;
@@ -30,6 +29,23 @@ Q.panel = (() => {
     return [Q.make("h4", {}, words), list];
   }
 
+  // Where to look first, while nothing is selected.
+  function overview() {
+    const parts = [Q.make("p", {class: "hint"}, "Select a node: click it, or find it by name. On the graph arrow keys follow the edges, + and − zoom, 0 shows everything.")];
+    const most = (words, values, text, order) => {
+      const found = N.op.map((_, i) => i).filter((i) => values(i) != null).sort((a, b) => order * (values(a) - values(b))).slice(0, 6);
+      if (found.length) parts.push(Q.make("h4", {}, words), Q.make("ul", {class: "first"}, ...found.map((i) => Q.make("li", {}, Q.make("span", {class: "num"}, text(values(i))), Q.make("button", {type: "button", class: "go", onclick: () => Q.graph.select(i, true)}, Q.make("bdi", {}, N.origin[i])), Q.make("span", {class: `tag ${Q.graph.kindOf(i)}`}, N.op[i])))));
+    };
+    const layer = Q.graph.layerOf;
+    most("Most time in the artifact", (i) => N.artifactNs[i] || null, (v) => `${Q.micros(v)} µs`, -1);
+    most("Least accurate weights", (i) => N.weightDb[i] ?? null, (v) => `${v.toFixed(1)} dB`, 1);
+    most("Least accurate at its output", (i) => N.sqnr[i] != null && N.sqnr[i] < Q.EXACT ? N.sqnr[i] : null, (v) => `${v.toFixed(1)} dB`, 1);
+    const caused = (i) => layer(i) && layer(i).realised !== "float" && layer(i).sensitivity > 0 ? layer(i).sensitivity : null;
+    const all = N.op.reduce((sum, _, i) => sum + (caused(i) || 0), 0);
+    most("Share of the output's error, each alone", caused, (v) => `${(100 * v / all).toFixed(v > 0.1 * all ? 0 : 1)} %`, -1);
+    return parts;
+  }
+
   function chart(label, draw) {
     const id = `panel-chart-${charts.length}`;
     charts.push([id, draw]);
@@ -48,7 +64,7 @@ Q.panel = (() => {
     for (const [id] of charts) Q.charts.drop(id);
     charts = [];
     shown = i;
-    if (i < 0) { panel.innerHTML = hint; return; }
+    if (i < 0) { panel.replaceChildren(...overview()); return; }
     const layer = Q.graph.layerOf(i), parts = [];
     parts.push(Q.make("h3", {class: "name"}, N.origin[i]));
     const line = Q.make("p", {}, `${N.op[i]}  `);
@@ -63,6 +79,7 @@ Q.panel = (() => {
     parts.push(rows([
       ["executed as", layer && layer.executed_as],
       ["error at its output", N.sqnr[i] == null ? null : N.sqnr[i] >= Q.EXACT ? "none: as in float" : `${Q.db(N.sqnr[i])} dB SQNR`],
+      ["error of its weights", N.weightDb[i] == null ? null : `${Q.db(N.weightDb[i])} dB SQNR`],
       ["output error it causes alone", layer && layer.sensitivity != null ? Q.number(layer.sensitivity, 3) : null],
       ...costs(layer, i),
       ["multiply-adds", layer && layer.macs ? Q.count(layer.macs) : null],

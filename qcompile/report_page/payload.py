@@ -30,7 +30,7 @@ def make_payload(report: Report) -> dict[str, Any]:
     graph = report.get("graph") or _chain(layers)
     names = Names()
     return {
-        "nodes": _nodes(graph, layers, names),
+        "nodes": _nodes(graph, layers, names, _weight_errors(report)),
         "layers": pack(layers),
         "tensors": _tensors(report, names),
         "names": names.listed,
@@ -64,7 +64,15 @@ def _chain(layers: Sequence[Report]) -> dict[str, Any]:
     }
 
 
-def _nodes(graph: Report, layers: Sequence[Report], names: Names) -> dict[str, Any]:
+def _weight_errors(report: Report) -> dict[str, float]:
+    """Origin -> SQNR of its matrix, for weight-only targets."""
+    rows = report.get("matrices") or []
+    return {u: round(m["sqnr_db"], 2) for m in rows for u in m["uses"] if m["sqnr_db"] is not None}
+
+
+def _nodes(
+    graph: Report, layers: Sequence[Report], names: Names, weights: Mapping[str, float]
+) -> dict[str, Any]:
     """Columns, one entry a node: inputs of the graph first, its outputs last."""
     rows = [
         {"origin": name, "op_type": "input", "reads": [], "writes": [name], "shape": ""}
@@ -106,6 +114,7 @@ def _nodes(graph: Report, layers: Sequence[Report], names: Names) -> dict[str, A
         "reads": [names.all(row["reads"]) for row in rows],
         "writes": [names.all(row["writes"]) for row in rows],
         "sqnr": [row.get("sqnr_db") for row in rows],
+        "weightDb": [weights.get(row["origin"]) for row in rows] if weights else [],
         "floatNs": [row.get("float_ns") for row in rows],
         "artifactNs": [row.get("artifact_ns") for row in rows],
         "edges": [
@@ -175,4 +184,13 @@ def _notes(report: Report) -> dict[str, list[str]]:
     for note in report["notes"]:
         if note["where"]:
             found.setdefault(note["where"], []).append(note["text"])
+    for matrix in report.get("matrices") or []:
+        text = (
+            f"its matrix {matrix['name']}: {matrix['precision']} in blocks of {matrix['block']} by "
+        )
+        text += f"{matrix['algorithm']}"
+        if matrix["sqnr_db"] is not None:
+            text += f", {matrix['sqnr_db']:.1f} dB"
+        for use in matrix["uses"]:
+            found.setdefault(use, []).append(text)
     return found

@@ -5,3 +5,4 @@ Q.theme.watchers.unshift(all);
 Q.theme.start();
 Q.graph.legend();
 Q.graph.fit();
+Q.panel.show(-1);

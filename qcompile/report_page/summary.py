@@ -6,11 +6,13 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from qcompile.report_page.sample_view import view_sample
+
 __all__ = ["summarize"]
 
 Report = Mapping[str, Any]
 
-OWN = re.compile(r"'[^']*'|\b\d[\d.,]*(?= ?(?:us|ms|dB|%|x)\b)")
+OWN = re.compile(r"'[^']*'|\b\d[\d.,]*(?= ?(?:us|ms|dB|%|x)\b)|(?<=error )\d[\d.e+-]*")
 """What a reason says of one layer alone: names and measured numbers."""
 
 LISTED = 200
@@ -22,15 +24,23 @@ def summarize(report: Report) -> dict[str, Any]:
     return {
         "title": f"{report['model']['name']} for {report['target']['name']}",
         "state": report["verdict"].replace(" ", "-"),
+        "headline": _headline(report),
         "figures": [f for f in _figures(report) if f],
         "left_float": _left_float(report["layers"]),
+        "matrices": _matrices(report),
         "missed": [x for x in report["layers"] if x["requested"] != x["realised"]],
         "passes": [p | {"ms": f"{p['seconds'] * 1e3:.0f}"} for p in report["passes"]],
         "facts": _facts(report),
         "total_seconds": sum(s["seconds"] for s in report["stages"]),
-        "samples": [_sample(s) for s in report.get("samples") or []],
+        "samples": [view_sample(s) for s in report.get("samples") or []],
         "timed": report["gate"]["speed"] is not None,
     }
+
+
+def _headline(report: Report) -> str:
+    """The headline without the verdict's word, which stands beside it."""
+    text = str(report["headline"]).removeprefix(report["verdict"].upper())
+    return text.removeprefix(":").strip()
 
 
 def _figures(report: Report) -> list[dict[str, str] | None]:
@@ -39,6 +49,7 @@ def _figures(report: Report) -> list[dict[str, str] | None]:
         *_speed(gate["speed"]),
         _size(gate["float_bytes"], gate["artifact_bytes"]),
         _accuracy(gate),
+        *_language(report.get("language")),
         _share(report),
         _oldest(report),
     ]
@@ -86,13 +97,34 @@ def _size(before: int | None, after: int | None) -> dict[str, str] | None:
 
 def _accuracy(gate: Report) -> dict[str, str] | None:
     sqnr = None if gate["sqnr_db"] is None else f"SQNR {gate['sqnr_db']:.1f} dB"
-    more = f"{gate['samples']} held-back samples"
+    more = f"{gate['samples']} held-back sample{'s' * (gate['samples'] != 1)}"
     score = gate["score"]
     if score is not None:
         name = str(score["name"]).rsplit("/", maxsplit=1)[-1]
         value = f"{score['float_score']:.3f} → {score['artifact_score']:.3f}"
-        return _figure(f"Score ({name})", value, f"{sqnr}, {more}" if sqnr else more)
+        label = "Score" if name.lower() == "score" else f"Score ({name})"
+        return _figure(label, value, f"{sqnr}, {more}" if sqnr else more)
     return None if sqnr is None else _figure("Accuracy", sqnr, more)
+
+
+def _language(found: Report | None) -> list[dict[str, str] | None]:
+    """How a language model generates, beside float."""
+    if not found:
+        return []
+    figures: list[dict[str, str] | None] = []
+    if found.get("agreement") is not None:
+        more = f"at {found['positions']} places"
+        if found.get("kl") is not None:
+            more += f"; KL divergence {found['kl']:.3f}"
+        figures.append(_figure("Same next token", f"{found['agreement']:.0%}", more))
+    for key, label in (("prefill_ms", "Prefill"), ("decode_ms", "Decode, each token")):
+        if found.get(key):
+            before, after = found[key]
+            more = f"{before / after:.2f}× faster" if after else ""
+            if key == "prefill_ms":
+                more = f"{found['prefill_tokens']} tokens, {more}"
+            figures.append(_figure(label, f"{_ms(before)} → {_ms(after)} ms", more))
+    return figures
 
 
 def _share(report: Report) -> dict[str, str] | None:
@@ -136,6 +168,22 @@ def _left_float(layers: Sequence[Report]) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: (-row["share"], -row["count"], row["reason"]))
 
 
+def _matrices(report: Report) -> list[dict[str, Any]]:
+    """Matrices of a weight-only target, those that lost most first."""
+    rows = [
+        {
+            "name": m["name"],
+            "origin": (m["uses"] or [""])[0],
+            "shape": "×".join(map(str, m["shape"])),
+            "precision": m["precision"],
+            "how": f"{m['algorithm']}, blocks of {m['block']}",
+            "sqnr_db": m["sqnr_db"],
+        }
+        for m in report.get("matrices") or []
+    ]
+    return sorted(rows, key=lambda m: (m["sqnr_db"] is None, m["sqnr_db"] or 0.0, m["name"]))
+
+
 def _why_float(layer: Report) -> str:
     if layer["requested"] == "float":
         return layer["reason"] or "no reason recorded"
@@ -175,29 +223,3 @@ def _facts(report: Report) -> list[tuple[str, list[tuple[str, str]]]]:
         )
         for title, rows in facts.items()
     ]
-
-
-def _sample(sample: Report) -> dict[str, Any]:
-    """A sample with rows for its tables, and boxes as corner and size."""
-    outputs = []
-    for output in sample["outputs"]:
-        shown = dict(output)
-        if output["kind"] in ("classes", "numbers"):
-            shown["rows"] = list(
-                zip(output["labels"], output["float"], output["artifact"], strict=True)
-            )
-        elif output["kind"] == "boxes":
-            shown["drawn"] = [
-                {"title": title, "boxes": [_corner(b) for b in output[key]]}
-                for title, key in (("float", "float"), ("artifact", "artifact"))
-            ]
-        outputs.append(shown)
-    return dict(sample) | {"outputs": outputs}
-
-
-def _corner(box: Report) -> dict[str, Any]:
-    x, y, w, h = box["box"]
-    return {"x": x - w / 2, "y": y - h / 2, "w": w, "h": h} | {
-        "label": box["label"],
-        "score": f"{box['score']:.2f}",
-    }
