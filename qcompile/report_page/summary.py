@@ -73,14 +73,21 @@ def _speed(speed: Report | None) -> list[dict[str, str] | None]:
         if ratio["high"] is not None:  # JSON has no infinity
             inside = f"{ratio['low']:.2f} to {ratio['high']:.2f} with 95 % confidence"
         found.append(_figure("Speed-up", f"{ratio['value']:.2f}×", inside))
-    latency = f"{_ms(before['p50_ms'])} → {_ms(after['p50_ms'])} ms"
+    latency = _span(before["p50_ms"], after["p50_ms"])
     found.append(_figure("Latency, median", latency, tail))
     loads = before["load"], after["load"]
     if loads[0] and loads[1]:
         memory = " → ".join(f"{one['memory_bytes'] / 1e6:.0f}" for one in loads)
-        took = " → ".join(_ms(one["load_ms"]) for one in loads)
-        found.append(_figure("Loading", f"{took} ms", f"memory {memory} MB"))
+        took = _span(*(one["load_ms"] for one in loads))
+        found.append(_figure("Loading", took, f"memory {memory} MB"))
     return found
+
+
+def _span(before: float, after: float) -> str:
+    """From one time to another, in a unit that both are short in."""
+    if max(before, after) < 10_000:
+        return f"{_ms(before)} → {_ms(after)} ms"
+    return f"{_ms(before / 1e3)} → {_ms(after / 1e3)} s"
 
 
 def _ms(value: float) -> str:
@@ -123,7 +130,7 @@ def _language(found: Report | None) -> list[dict[str, str] | None]:
             more = f"{before / after:.2f}× faster" if after else ""
             if key == "prefill_ms":
                 more = f"{found['prefill_tokens']} tokens, {more}"
-            figures.append(_figure(label, f"{_ms(before)} → {_ms(after)} ms", more))
+            figures.append(_figure(label, _span(before, after), more))
     return figures
 
 

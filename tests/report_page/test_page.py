@@ -75,6 +75,20 @@ def test_reasons_that_differ_in_names_and_numbers_are_one() -> None:
     assert told == {"its input … is float": 2, why[2]: 1, "float is as fast here": 1}
 
 
+def test_a_language_model_s_page_tells_of_its_matrices_and_generation() -> None:
+    report = make_report()
+    name = report["layers"][0]["origin"]
+    known = {"algorithm": "gptq", "block": 64, "precision": "int4-weights", "shape": [64, 64]}
+    report["matrices"] = [{"name": "w", "uses": [name], "sqnr_db": 21.25, **known}]
+    report["tensors"] = report["weights"] = []
+    report["language"] = {"agreement": 0.875, "positions": 768, "kl": 0.125, "prefill_tokens": 128}
+    report["language"] |= {"prefill_ms": [20_000.0, 10_000.0], "decode_ms": [9.0, 3.0]}
+    page = render_page(report)
+    assert "gptq, blocks of 64" in page and "21.2" in page
+    assert "88%" in page and "20 → 10 s" in page and "3.00× faster" in page
+    assert make_payload(report)["nodes"]["weightDb"].count(21.25) == 1
+
+
 def test_bins_are_joined_until_a_page_is_small() -> None:
     report = make_report(blocks=2000)
     before = json.dumps(report["tensors"])
