@@ -30,7 +30,8 @@ from qcompile.ir.plan import FLOAT, INT8, PrecisionPlan
 from qcompile.job import Job, gather
 from qcompile.measure import measure_many
 from qcompile.options import Options, make_options
-from qcompile.planner.costing import job_costs, typical_feed
+from qcompile.planner.clock import typical_feed
+from qcompile.planner.costing import job_costs
 from qcompile.planner.costs import Costs
 from qcompile.planner.energy import Energy
 from qcompile.planner.graph_problem import plan_of_labels, problem_from_graph

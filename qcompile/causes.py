@@ -13,7 +13,16 @@ from qcompile.departures import Quantized, TensorStats
 from qcompile.ir.graph import origin
 from qcompile.ir.weights import IntegerWeight
 
-__all__ = ["PLAIN", "REMEDIES", "UNLIKE_DATA", "Cause", "tensor_cause", "weight_cause", "worst"]
+__all__ = [
+    "OUTLYING",
+    "PLAIN",
+    "REMEDIES",
+    "UNLIKE_DATA",
+    "Cause",
+    "tensor_cause",
+    "weight_cause",
+    "worst",
+]
 
 OUTLIER = 16.0
 """A channel this many times larger than the middle one leaves the others less than 4 of 8 bits."""
@@ -32,11 +41,12 @@ HALF = 65504.0
 
 PLAIN = "8 bits are too coarse"
 UNLIKE_DATA = "calibration data unlike the input"
+OUTLYING = "outlier channel"
 
 REMEDIES = {
     UNLIKE_DATA: "calibrate on data prepared as in deployment: the same "
     "scaling, mean and colour order (--preprocess)",
-    "outlier channel": "keep the layers that read it in float (--keep-float), or let fold-scales or "
+    OUTLYING: "keep the layers that read it in float (--keep-float), or let fold-scales or "
     "smooth-quant spread the channel over its neighbours",
     "clipped range": "calibrate on more samples that reach these values, or with --method minmax",
     "range far wider than the values": "calibrate without the samples that stretch it, or with "
@@ -60,6 +70,7 @@ class Cause:
         tensor: what the evidence was found in.
         text: the evidence with its numbers.
         noise: share of the tensor's (or weight's) signal that rounding loses, by channel.
+        channel: the one that the evidence is about, where it is about one.
     """
 
     kind: str
@@ -67,6 +78,12 @@ class Cause:
     tensor: str
     text: str
     noise: float
+    channel: int | None = None
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """Equal for evidence of one and the same cause: a channel is followed to who makes it."""
+        return self.kind, self.tensor if self.channel is None else self.node
 
     @property
     def remedy(self) -> str:
@@ -96,8 +113,8 @@ def tensor_cause(
     kept = f"{low:.4g} to {high:.4g}"
     channel, ratio = _outlier(stats.peaks)
 
-    def cause(kind: str, text: str) -> Cause:
-        return Cause(kind, node, pair.name, text, stats.rounding_share)
+    def cause(kind: str, text: str, channel: int | None = None) -> Cause:
+        return Cause(kind, node, pair.name, text, stats.rounding_share, channel)
 
     if half and max(abs(stats.low), abs(stats.high)) > HALF:
         return cause("overflow of FP16", f"it reaches {seen}; FP16 ends at {HALF:.0f}")
@@ -111,9 +128,10 @@ def tensor_cause(
         )
     if ratio > OUTLIER:
         return cause(
-            "outlier channel",
+            OUTLYING,
             f"channel {channel} reaches {stats.peaks[channel]:.4g}, {ratio:.3g} times the middle one; "
             f"one step of its scale is {float(pair.qparams.scale):.3g}",
+            channel,
         )
     if share > CLIPPED and beyond > 0.05 * width:
         return cause(
@@ -162,13 +180,13 @@ def weight_cause(
             f"output channel {loudest} reaches {sizes[loudest]:.4g}, {gain:.3g} times the middle one: "
             "it makes the rounding of what the layer reads louder"
         )
-        return Cause("outlier channel", node, name, text, noise)
+        return Cause(OUTLYING, node, name, text, noise, loudest)
     if saturated > 0.02:
         text = f"{saturated:.1%} of its integers are at the ends of their range"
         return Cause("saturating integers", node, name, text, noise)
     if ratio > OUTLIER:
         text = f"input channel {channel} reaches {inputs[channel]:.4g}, {ratio:.3g} times the middle one"
-        return Cause("outlier channel", node, name, text, noise)
+        return Cause(OUTLYING, node, name, text, noise)
     if float(weight.qparams.scale.min()) < 1e-12:
         text = f"its least scale is {float(weight.qparams.scale.min()):.3g}"
         return Cause("tiny scale", node, name, text, noise)

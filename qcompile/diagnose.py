@@ -17,6 +17,7 @@ import onnx_ir as oir
 
 from qcompile.artifact import LOCK
 from qcompile.backends.tables import get_target
+from qcompile.cause_origin import traced
 from qcompile.causes import PLAIN, UNLIKE_DATA, Cause, tensor_cause, weight_cause, worst
 from qcompile.data.inputs import Feed
 from qcompile.departures import Quantized, TensorStats, quantized_tensors, seen_values
@@ -180,11 +181,10 @@ def _likely(
     costs: dict[tuple[str, str], float] = {}
     for one in ranked:
         if one.cause.kind != PLAIN:
-            key = (one.cause.kind, one.cause.tensor)
-            costs[key] = costs.get(key, 0.0) + (one.output_share or 0.0)
+            costs[one.cause.key] = costs.get(one.cause.key, 0.0) + (one.output_share or 0.0)
     if costs:
         most = max(costs, key=lambda key: costs[key])
-        return next(f.cause for f in ranked if (f.cause.kind, f.cause.tensor) == most)
+        return next(f.cause for f in ranked if f.cause.key == most)
     return first.cause if first is not None and first.cause.kind != PLAIN else None
 
 
@@ -297,6 +297,7 @@ class _Case:
             if seen.count:
                 cause = tensor_cause(value, pair, seen, first=first, half=self.half)
                 self.causes[pair.name] = cause
+        self.causes = traced(self.causes, self.values)
 
     def sites(self, shares: Mapping[str, float]) -> list[Finding]:
         """Each integer layer with the worst of what it reads and writes."""

@@ -148,6 +148,7 @@ def measure_many(
     threads: int | None = None,
     budget_s: float = 10.0,
     half_width: float = HALF_WIDTH,
+    least: int = 6,
     spinning: bool | None = None,
     custom_ops: Path | None = None,
     load: bool = False,
@@ -164,6 +165,7 @@ def measure_many(
         budget_s: time for the interleaved runs; they end earlier when every speedup is known to
             ``half_width``.
         half_width: 0.02 is +-2 %.
+        least: how many times all sessions are opened anew before the runs may end early.
         spinning: whether idle threads spin. None: as ONNX Runtime does by default (they spin), and
             if the ratios stay vague for half of the budget, once more without. (Two cores shared
             with other work, PP-OCRv4 recognition at two threads: 1.04 with an interval of 0.83 to
@@ -194,6 +196,7 @@ def measure_many(
             "feeds": files,
             "together": together,
             "half_width": half_width,
+            "least": least,
             **common,
         }
         # one thread has nobody to wait for, so there is nothing to retry

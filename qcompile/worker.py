@@ -128,6 +128,7 @@ def _time(job: Mapping[str, Any], emit: Emit) -> dict[str, Any]:
         together=job["together"],
         budget_s=job["budget_s"],
         half_width=job["half_width"],
+        least=job["least"],
         progress=lambda share: emit({"progress": share, "of": 1.0}),
     )
     # a fast model has 100,000 runs: the parent needs only their percentiles
@@ -190,6 +191,7 @@ def interleave(
     budget_s: float,
     half_width: float,
     progress: Callable[[float], None],
+    least: int = 6,
     clock: Callable[[], int] = time.perf_counter_ns,
 ) -> dict[str, Any]:
     """Time models in turns, in groups of rounds with freshly opened sessions.
@@ -208,6 +210,7 @@ def interleave(
             decide nothing, may take four times as long.
         half_width: stop when each ratio is known this closely (0.02 is +-2 %).
         progress: told the share of the budget used, after each group.
+        least: groups before closely known ratios end it; below six an interval is Student's.
         clock: nanoseconds.
 
     Returns:
@@ -245,7 +248,7 @@ def interleave(
             values.append(float(np.exp(np.mean(logs[name]))))
         elapsed = (clock() - begin) / 1e9
         progress(min(1.0, elapsed / budget_s))
-        known = groups >= 6 and all(
+        known = groups >= least and all(
             median_interval(values).half_width <= half_width for values in ratios.values()
         )
         over = elapsed >= budget_s and (groups >= 3 or elapsed >= 4 * budget_s)

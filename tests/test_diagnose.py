@@ -30,14 +30,14 @@ g (float[1, 4, 12, 12] image) => (float[1, 8] y) {
 }"""
 
 
-def net(path: Path, *, broken: bool = False) -> Path:
+def net(path: Path, *, broken: bool = False, text: str = NET) -> Path:
     rng = np.random.default_rng(0)
     shapes = {"w1": (16, 4, 3, 3), "w2": (16, 16, 3, 3), "w3": (16, 16, 3, 3), "w4": (16, 8)}
     weights = {n: rng.normal(0, 0.15, s).astype(np.float32) for n, s in shapes.items()}
     if broken:
         weights["w2"][5] = np.abs(weights["w2"][5]) * 1e4
         weights["w3"][:, 5] *= 1e-4  # what follows has learned to live with it
-    model = onnx.parser.parse_model(NET)
+    model = onnx.parser.parse_model(text)
     model.graph.initializer.extend(numpy_helper.from_array(a, n) for n, a in weights.items())
     onnx.save(model, path)
     return path
@@ -71,6 +71,26 @@ def test_one_weight_channel_times_ten_thousand(
     assert main(["diagnose", str(tmp_path / "out"), str(model), "-c", str(data)]) == 0
     text = capsys.readouterr().out
     assert "MOST LIKELY: outlier channel" in text and "tried: " in text
+
+
+RESIDUAL = NET.replace(
+    "[third] e = Conv<pads = [1, 1, 1, 1]>(d, w3)",
+    "[sum] s = Add(c, b)  [third] e = Conv<pads = [1, 1, 1, 1]>(s, w3)",
+).replace("    d = Relu(c)\n", "")
+
+
+def test_an_outlier_is_followed_through_a_sum_to_the_layer_that_makes_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, data = (
+        net(tmp_path / "net.onnx", broken=True, text=RESIDUAL),
+        images(tmp_path / "data.npz"),
+    )
+    qcompile.compile(model, calibration=str(data), output=tmp_path / "out", **QUICK)
+    likely = diagnosed(capsys, tmp_path / "out", model, "-c", data)["likely"]
+    assert (likely["cause"], likely["blamed"]) == ("outlier channel", "second")
+    assert "channel 5" in likely["evidence"]
+    assert "whose weights of that channel reach" in likely["evidence"]
 
 
 def test_calibration_in_the_wrong_colour_range(

@@ -170,7 +170,8 @@ def add_initializer(graph: oir.Graph, base: str, array: npt.NDArray[np.generic])
 
 def register_constant(graph: oir.Graph, name: str, array: npt.NDArray[np.generic]) -> oir.Value:
     """Register ``array`` as the initializer ``name``, which must be free."""
-    tensor = oir.tensor(np.asarray(array, order="C"), name=name)
+    # not oir.tensor: it asks of what kind the value is, which took a quarter of a build's time
+    tensor = oir.Tensor(np.asarray(array, order="C"), name=name)
     value = oir.Value(
         name=name,
         type=oir.TensorType(tensor.dtype),

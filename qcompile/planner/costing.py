@@ -16,27 +16,32 @@ from qcompile.environment import describe_machine, describe_versions
 from qcompile.ir.errors import OptionError
 from qcompile.ir.plan import FLOAT, INT8_DYNAMIC
 from qcompile.job import Job
+from qcompile.planner.clock import typical_feed
 from qcompile.planner.costs import MEASURED, Costs, measure_costs, table_costs
 from qcompile.planner.units import full_plan, units
 from qcompile.trace import mac_counts, shapes_seen
 
 __all__ = [
+    "cost_models",
     "describe_costs",
     "elsewhere",
     "estimated_costs",
     "job_costs",
     "read_costs",
-    "typical_feed",
 ]
 
 SPEEDUP = {True: 3.0, False: 1.6}
 """Of int8 multiply-adds with and without 8-bit dot products, for estimates."""
 
 
-def typical_feed(feeds: Sequence[Feed]) -> Feed:
-    """The feed of the middle size: where shapes differ, costs are those of the typical one."""
-    sizes = [sum(np.size(value) for value in feed.values()) for feed in feeds]
-    return feeds[int(np.argsort(sizes, kind="stable")[(len(feeds) - 1) // 2])]
+def cost_models(job: Job, builder: Builder) -> tuple[Path, Path, Path | None]:
+    """Files of the model in float, fully int8 and, where something can be, fully dynamic."""
+    everything = full_plan(job.prepared.sites)
+    plain = everything.with_choice([u.origin for u in everything.layers], FLOAT, "all of it")
+    dynamic = [u.origin for u in units(job.prepared.sites) if u.dynamic]
+    variant = everything.with_choice(dynamic, INT8_DYNAMIC, "all that can be")
+    last = builder.build(variant).path if dynamic else None
+    return builder.build(plain).path, builder.build(everything).path, last
 
 
 def job_costs(
@@ -45,6 +50,7 @@ def job_costs(
     feeds: Sequence[Feed],
     *,
     budget_s: float,
+    clock: Mapping[Path, float] | None = None,
     progress: Callable[[float], None] | None = None,
 ) -> Costs:
     """Build the model in float, fully int8 and fully dynamic, and measure these beside the user's.
@@ -55,9 +61,10 @@ def job_costs(
 
     Args:
         job: model and options.
-        builder: builds the two.
+        builder: builds them.
         feeds: samples; the one of the middle size is timed.
         budget_s: see `measure_costs`.
+        clock: see `measure_costs`.
         progress: told the share of the work done.
 
     Raises:
@@ -65,18 +72,17 @@ def job_costs(
     """
     options, model = job.options, job.prepared.model
     everything = full_plan(job.prepared.sites)
-    dynamic = [u.origin for u in units(job.prepared.sites) if u.dynamic]
-    variant = everything.with_choice(dynamic, INT8_DYNAMIC, "all that can be")
-    plain = everything.with_choice([u.origin for u in everything.layers], FLOAT, "all of it")
+    plain, integer, dynamic = cost_models(job, builder)
     names = [v.name for n in model.graph for v in (*n.inputs, *n.outputs) if v and v.name]
     feed = typical_feed(feeds)
     seen = shapes_seen(model, names, feed, job.work, options.custom_ops)
     return measure_costs(
-        builder.build(plain).path,
-        builder.build(everything).path,
+        plain,
+        integer,
         [feed],
         original=job.float_path,
-        dynamic_model=builder.build(variant).path if dynamic else None,
+        dynamic_model=dynamic,
+        clock=clock,
         planned=[layer.origin for layer in everything.layers if layer.precision != FLOAT],
         elements={name: prod(shape) for name, shape in seen.items()},
         threads=options.threads,

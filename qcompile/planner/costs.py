@@ -18,6 +18,7 @@ from qcompile.backends.ort import Feed
 from qcompile.environment import describe_machine, describe_versions
 from qcompile.ir.errors import OptionError
 from qcompile.measure import measure_many
+from qcompile.planner.clock import idle_ns
 from qcompile.planner.graph_problem import Latencies
 from qcompile.planner.kernel_times import FormTimes, form_times
 from qcompile.planner.unit_costs import UnitCosts, measure_unit_costs, table_unit_costs
@@ -26,8 +27,6 @@ __all__ = ["COSTS_VERSION", "MEASURED", "Costs", "LayerCost", "measure_costs", "
 
 COSTS_VERSION = 1
 MEASURED, TABLE = "measured", "table"
-LOWEST = 0.9
-"""How far below its median a latency is believed to lie."""
 ORIGINAL = "original"
 """The user's own model among the totals."""
 
@@ -208,6 +207,7 @@ def measure_costs(
     elements: Mapping[str, int] | None = None,
     threads: int | None = None,
     budget_s: float = 10.0,
+    clock: Mapping[Path, float] | None = None,
     custom_ops: Path | None = None,
     progress: Callable[[float], None] | None = None,
 ) -> Costs:
@@ -224,6 +224,7 @@ def measure_costs(
         elements: tensor name -> elements, for the tensors whose conversions are wanted.
         threads: threads inside an operator; None leaves ONNX Runtime's choice.
         budget_s: half of it goes to the clock, half to the profiles.
+        clock: nanoseconds by model file, where these models were timed side by side already.
         custom_ops: library with custom operators.
         progress: told the share of the work done.
 
@@ -234,22 +235,19 @@ def measure_costs(
     if dynamic_model is not None:
         paths["int8-dynamic"] = Path(dynamic_model)
     told = progress or (lambda share: None)
-    clock = measure_many(
-        paths if original is None else {**paths, ORIGINAL: Path(original)},
-        feeds[:1],
-        threads=threads,
-        budget_s=budget_s / 2,
-        custom_ops=custom_ops,
-        progress=lambda share: told(share / 2),
-    )
-    # what disturbs a machine only ever adds, so the low end is nearest to what an idle one does
-    known = clock.models["float"].interval_ms
-    # but not where the time was too short for an interval: its low end may be 0 then
-    totals = {"float": max(known.low, LOWEST * known.value) * 1e6}
-    for name in clock.models:
-        if name != "float":
-            # the ratio is paired and so known better than the latency itself
-            totals[name] = totals["float"] / clock.speedup(name).value
+    models = paths if original is None else {**paths, ORIGINAL: Path(original)}
+    known = dict(clock or {})
+    if not all(path in known for path in models.values()):
+        found = measure_many(
+            models,
+            feeds[:1],
+            threads=threads,
+            budget_s=budget_s / 2,
+            custom_ops=custom_ops,
+            progress=lambda share: told(share / 2),
+        )
+        known = idle_ns(found, models)
+    totals = {name: known[path] for name, path in models.items()}
     forms: dict[str, FormTimes] = {}
     for index, (name, path) in enumerate(paths.items()):
         forms[name] = form_times(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
@@ -11,7 +12,7 @@ from qcompile.build import Builder
 from qcompile.ir.errors import BudgetError, OptionError, PassError
 from qcompile.ir.plan import FLOAT, PrecisionPlan
 from qcompile.job import Job
-from qcompile.planner.costing import elsewhere, estimated_costs, job_costs, read_costs
+from qcompile.planner.costing import cost_models, elsewhere, estimated_costs, job_costs, read_costs
 from qcompile.planner.costs import Costs
 from qcompile.planner.energy import Energy
 from qcompile.planner.gated_session import GatedSession
@@ -80,6 +81,14 @@ class Proposer:
     def front(self) -> str | None:
         """The Pareto front of predicted plans as JSON, None when no problem was measured."""
         return None if self._problem is None else pareto_json(pareto(self._problem))
+
+    def beside(self, candidates: Sequence[Candidate]) -> tuple[Path, ...]:
+        """The models whose latencies ``propose`` will need, to be timed with the candidates."""
+        best = max((c.sqnr_db for c in candidates if c.sqnr_db is not None), default=None)
+        known = self._job.options.costs is not None or elsewhere(self._job)
+        if known or best is None or best > ENOUGH_DB or any(c.refused for c in candidates):
+            return ()
+        return tuple(p for p in cost_models(self._job, self._builder) if p is not None)
 
     def predict(self, candidates: Sequence[Candidate]) -> list[Candidate]:
         """The candidates with latencies from the costs alone: equal costs give equal choices."""
@@ -243,7 +252,13 @@ class Proposer:
             return estimated_costs(self._job, self._race.feeds)
         seconds = COST_SECONDS[options.effort]
         return self._remember(
-            lambda: job_costs(self._job, self._builder, self._race.feeds, budget_s=seconds)
+            lambda: job_costs(
+                self._job,
+                self._builder,
+                self._race.feeds,
+                budget_s=seconds,
+                clock=self._race.clock,
+            )
         )
 
 

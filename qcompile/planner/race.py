@@ -15,11 +15,14 @@ from qcompile.ir.errors import ModelError
 from qcompile.ir.plan import PrecisionPlan
 from qcompile.job import Job
 from qcompile.measure import measure_many
+from qcompile.planner.clock import idle_ns, typical_feed
 
 __all__ = ["FLOAT_NAME", "Candidate", "Race", "open_race"]
 
 FLOAT_NAME = "float"
 WIDTH = 0.03
+GROUPS = 4
+"""Sessions opened anew at least; the gate, which reports what it finds, takes more."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,7 @@ class Race:
             where that is ``float_path``.
         expected: its outputs for each of the feeds; run when not given, so that ``replace`` with
             another builder does not run the model again.
+        clock: model file -> nanoseconds, of all that was timed.
     """
 
     builder: Builder
@@ -90,6 +94,7 @@ class Race:
     seconds_each: float = 1.5
     reference: Path | None = None
     expected: Sequence[Mapping[str, Any]] | None = field(default=None, repr=False)
+    clock: dict[Path, float] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         """Run the float model once."""
@@ -125,21 +130,32 @@ class Race:
         refused = f"output '{broken}' holds NaN or infinity" if broken else ""
         return Candidate(name, build, sqnr_db=min(found, default=None), refused=refused)
 
-    def time(self, candidates: Sequence[Candidate]) -> list[Candidate]:
-        """The candidates with their latencies; those that cannot run are left as they are."""
+    def time(self, candidates: Sequence[Candidate], beside: Sequence[Path] = ()) -> list[Candidate]:
+        """The candidates with their latencies; those that cannot run are left as they are.
+
+        Where shapes differ they are timed at the typical one, as costs are.
+
+        Args:
+            candidates: what to time.
+            beside: models to time with them, for ``clock`` alone.
+        """
         able = {f"c{i}": c for i, c in enumerate(candidates) if not c.refused}
         if not able:
             return list(candidates)
         paths: dict[str, Path] = {FLOAT_NAME: self.float_path}
         paths |= {key: c.build.path for key, c in able.items()}
+        there = set(paths.values())
+        paths |= {f"b{i}": p for i, p in enumerate(dict.fromkeys(beside)) if p not in there}
         found = measure_many(
             paths,
-            self.feeds,
+            [typical_feed(self.feeds)],
             threads=self.threads,
             budget_s=self.seconds_each * len(paths),
             half_width=WIDTH,
+            least=GROUPS,
             custom_ops=self.custom_ops,
         )
+        self.clock = {**idle_ns(found, paths), **self.clock}
         timed: Mapping[str, Candidate] = {
             key: replace(c, ms=found.models[key].p50_ms, speedup=found.speedup(key).value)
             for key, c in able.items()

@@ -24,6 +24,10 @@ SAME_SPEED = 0.03
 SAME_DB = 1.0
 """Accuracies closer than this are what a refit evens out."""
 
+MORE_DB = 6.0
+"""A candidate whose refit would have to gain this much more than the refits before it did, to be worth
+more than the best so far, is not refitted."""
+
 
 @dataclass(frozen=True)
 class _Effort:
@@ -55,12 +59,26 @@ def refine(
     if job.data.random or not job.options.uses("refit"):
         return []
     found: list[Candidate] = []
+    # under a limit on accuracy or latency others than the best may be what is delivered
+    by_worth = job.options.min_sqnr is None and job.options.max_latency is None
+    most, best = 0.0, max((c.worth() for c in order[:1]), default=0.0)
     for count, candidate in enumerate(_promising(order, effort.candidates)):
+        if count and by_worth and not _may_win(candidate, most + MORE_DB, best):
+            continue
         better = _refitted(job, builder, race, candidate, effort, count)
         reporter.advance(count + 1, effort.candidates)
         if better is not None:
             found.append(better)
+            most = max(most, (better.sqnr_db or 0.0) - (candidate.sqnr_db or 0.0))
+            best = max(best, better.worth())
     return found
+
+
+def _may_win(candidate: Candidate, gain_db: float, best: float) -> bool:
+    """Whether a candidate with ``gain_db`` more would be worth more than ``best``."""
+    if candidate.sqnr_db is None:
+        return False
+    return replace(candidate, sqnr_db=candidate.sqnr_db + gain_db).worth() > best
 
 
 def _promising(order: Sequence[Candidate], most: int) -> list[Candidate]:

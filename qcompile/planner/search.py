@@ -27,7 +27,7 @@ from qcompile.stopwatch import Stopwatch
 __all__ = ["Found", "needed_db", "search"]
 
 FLOOR_DB = 10.0
-SECONDS_EACH = {"fast": 0.5, "default": 1.5, "max": 4.0}
+SECONDS_EACH = {"fast": 0.5, "default": 1.0, "max": 4.0}
 """Timing of one candidate in the race."""
 SLACK_DB = 1.0
 """The gate's samples are others than the selection's: ask for a little more than is needed."""
@@ -98,8 +98,9 @@ def search(
     # fast on another kind of CPU cannot be timed on this one.
     by_clock = job.options.costs is None and not elsewhere(job)
     judged = race.time if by_clock else proposer.predict
+    beside = proposer.beside(candidates) if job.options.effort != "fast" else ()
     with watch("time candidates"):
-        candidates = judged(candidates)
+        candidates = race.time(candidates, beside) if by_clock else proposer.predict(candidates)
     if job.options.effort != "fast" or not _ordered(candidates, job, strict=True):
         with watch("minimum cuts"):
             proposed = proposer.propose(candidates, needed_db(job))

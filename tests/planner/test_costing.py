@@ -11,7 +11,8 @@ from qcompile.backends.tables import get_target
 from qcompile.build import Builder
 from qcompile.job import Job, gather
 from qcompile.options import make_options
-from qcompile.planner.costing import job_costs, typical_feed
+from qcompile.planner.clock import typical_feed
+from qcompile.planner.costing import job_costs
 from qcompile.planner.energy import Energy
 from qcompile.planner.graph_problem import problem_from_graph
 from qcompile.planner.units import units

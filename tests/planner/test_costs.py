@@ -255,6 +255,20 @@ def test_measured_costs_add_up(tmp_path: Path) -> None:
     assert Costs.from_json(costs.to_json()) == costs
 
 
+def test_what_was_timed_already_is_not_timed_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("timed again")
+
+    monkeypatch.setattr("qcompile.planner.costs.measure_many", never)
+    plain, integer = float_model(tmp_path / "f.onnx"), integer_model(tmp_path / "i.onnx")
+    clock = {plain: 50_000.0, integer: 20_000.0}
+    costs = measure_costs(plain, integer, [FEED], threads=1, budget_s=0.2, clock=clock)
+    assert costs.totals_ns == {"float": 50_000, "int8": 20_000}
+    assert sum(c.float_ns or 0 for c in costs.layers.values()) <= 50_000
+
+
 def test_real_model_is_handed_out_completely(fmnist_model: Path) -> None:
     feed = {"image": np.zeros((1, 1, 28, 28), np.float32)}
     found = form_times(fmnist_model, feed, 1e6, threads=1, budget_s=0.1)

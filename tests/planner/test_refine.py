@@ -6,7 +6,7 @@ from typing import cast
 
 from qcompile.build import Build
 from qcompile.planner.race import Candidate
-from qcompile.planner.refine import _promising
+from qcompile.planner.refine import MORE_DB, _may_win, _promising
 
 
 def candidate(name: str, speedup: float | None, sqnr_db: float | None) -> Candidate:
@@ -32,3 +32,9 @@ def test_one_that_is_as_fast_and_as_accurate_is_not_refitted_again() -> None:
 def test_what_was_not_judged_is_like_nothing_else() -> None:
     assert names([candidate("a", None, 14.0), candidate("b", None, 14.0)]) == ["a", "b"]
     assert names([]) == []
+
+
+def test_a_candidate_that_no_refit_lets_win_is_left() -> None:
+    slow, fast = candidate("slow", 1.5, 15.0), candidate("fast", 2.5, 14.0)
+    assert not _may_win(slow, MORE_DB, fast.worth())
+    assert _may_win(candidate("near", 2.4, 12.0), MORE_DB, fast.worth())
