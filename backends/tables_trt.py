@@ -80,6 +80,10 @@ _LEFT_FLOAT = {
     "Einsum": "no 8-bit kernel (write it as a MatMul)",
 }
 
+_WIDE = {
+    "HardSigmoid": "RTX ends a kernel before one of 16 bits, and fuses one of 32 with what it gates",
+}
+
 _SCALES_OPSET = 19
 """The first opset whose Q and DQ take float16 scales, and 8-bit floats."""
 
@@ -117,6 +121,7 @@ def tensorrt_int8(device: str | None) -> Target:
         float_constants=True,
         quantizes_anywhere=True,
         rests=("fp16", "bf16", "fp32"),
+        wide=_WIDE,
         opset=_SCALES_OPSET,
         rest_opsets={"bf16": _BF16_OPSET},
         portable=True,

@@ -196,7 +196,7 @@ def ort_trt(model: str, feeds: Feeds, out: str) -> None:
 
     products = ["Conv", "Gemm", "MatMul"]
     ort_quantize(
-        model,
+        upgraded(model, out),
         feeds,
         out,
         op_types_to_quantize=products,

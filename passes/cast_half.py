@@ -5,8 +5,9 @@ After:   x -> Cast -> Conv(W16) -> Softmax -> Cast -> Pow -> y
 
 A node stays in float32 when one of its tensors could leave the range of float16 (as calibration saw
 it, with a margin), when a small constant of its would become zero, when its operator squares, sums or
-exponentiates, or when ONNX has no 16-bit form of it. Inputs and outputs of the model keep their types.
-Q and DQ take 16-bit scales, for which ONNX needs opset 19.
+exponentiates, when the target fuses its operator in float32 only, or when ONNX has no 16-bit form of
+it. Inputs and outputs of the model keep their types. Q and DQ take 16-bit scales, for which ONNX needs
+opset 19.
 
 bfloat16 has float32's range and eight binary digits: nothing is too large or too small for it, and the
 same operators stay in float32 for their digits. Many operators take it from opset 22 only.
@@ -85,7 +86,7 @@ class CastHalf:
         for node in graph:
             if not any(_is_float(v) for v in (*node.inputs, *node.outputs)):
                 continue
-            reason = _reason(node, schemas, large)
+            reason = state.target.wide.get(node.op_type, "") or _reason(node, schemas, large)
             if not reason:
                 halves.append(node)
             elif reason != _NOTHING:

@@ -118,6 +118,7 @@ class Target:
         precision: the plan's word for a layer in this target's static form.
         rests: types that what stays float may take, the default first; what does not fit 16 bits
             stays float32.
+        wide: op_type -> why it stays float32 where what stays float has 16 bits.
         opset: default-domain opset to upgrade to where every node can follow.
         rest_opsets: rest -> the opset that it needs, where that is another.
         portable: the artifact is the Q/DQ model itself, which the device's own library builds.
@@ -140,6 +141,7 @@ class Target:
     quantizes_anywhere: bool = False
     precision: str = INT8
     rests: tuple[str, ...] = ("fp32",)
+    wide: Mapping[str, str] = field(default_factory=dict)
     opset: int = 17
     rest_opsets: Mapping[str, int] = field(default_factory=dict)
     portable: bool = False

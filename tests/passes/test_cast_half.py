@@ -196,3 +196,13 @@ def test_a_scale_that_is_too_small_for_half_stays_float() -> None:
     # TensorRT's compiler stops on a product whose operands have scales of two types.
     scales = {n: a.dtype for n, a in initializers(result).items() if "scale" in n}
     assert set(scales.values()) == {np.dtype(np.float32)}
+
+
+def test_what_the_target_fuses_in_float32_alone_stays_so() -> None:
+    proto = text_model(
+        "g (float[2, 8] x) => (float[2, 8] y) { r = Relu (x)\n h = HardSigmoid (r)\n y = Mul (r, h) }"
+    )
+    result, notes = _cast(proto)
+    assert _inputs(result, "n_h") == ["FLOAT"]
+    assert _inputs(result, "n_y") == ["FLOAT16", "FLOAT16"]
+    assert notes["n_h"].startswith("stays float32: RTX ends a kernel")
