@@ -80,6 +80,9 @@ _LEFT_FLOAT = {
     "Einsum": "no 8-bit kernel (write it as a MatMul)",
 }
 
+_LONGEST_ATTENTION = 512
+"""RTX fuses attention of INT8 up to here, of FP8 and 16 bits at any length (tried up to 1,500)."""
+
 _WIDE = {
     "HardSigmoid": "RTX ends a kernel before one of 16 bits, and fuses one of 32 with what it gates",
 }
@@ -122,6 +125,7 @@ def tensorrt_int8(device: str | None) -> Target:
         quantizes_anywhere=True,
         rests=("fp16", "bf16", "fp32"),
         wide=_WIDE,
+        longest_attention=_LONGEST_ATTENTION,
         opset=_SCALES_OPSET,
         rest_opsets={"bf16": _BF16_OPSET},
         portable=True,
@@ -149,6 +153,7 @@ def tensorrt_fp8(device: str | None) -> Target:
         ops={r.op_type: r for r in _products("RTX: FP8 on SM89 and SM120")},
         qdq_opset=_SCALES_OPSET,
         precision=FP8,
+        longest_attention=0,
         notes=(_note(gpu),),
         features=(f"sm{gpu.capability}",),
     )

@@ -29,6 +29,7 @@ from qcompile.job import Job, start_plan
 from qcompile.learned import find_learned
 from qcompile.learning import Learned
 from qcompile.lock import Lock
+from qcompile.planner.attention import find_attention, kept_short, kept_whole
 from qcompile.planner.by_groups import Tried, accurate_plan
 from qcompile.planner.default import without_ends
 from qcompile.planner.race import open_race
@@ -40,6 +41,7 @@ from qcompile.range_choice import choose_ranges
 from qcompile.ranges import Ranges
 from qcompile.result import CompileResult
 from qcompile.stages import Stages
+from qcompile.trace import shapes_seen
 from qcompile.verdict import DELIVERED, FAIL, NOT_DELIVERED, NOT_MEASURED, Check, GateResult
 
 __all__ = ["Portable", "compile_portable", "portable_builder"]
@@ -85,6 +87,8 @@ def compile_portable(
                 job.prepared.model, job.data.selection(), job.work, job.options.custom_ops
             )
     start = start_plan(job, ranges.chosen, lock)
+    if lock is None:
+        start = _fusible(job, start)
     with stages("learn"):
         learned = Learned()
         if target.ops:
@@ -153,9 +157,24 @@ def _plans(job: Job, builder: Builder, start: PrecisionPlan, *, replay: bool) ->
         return [Tried("replayed from the lock", start, measure(start))]
     compute = frozenset(s.origin for s in job.prepared.sites if s.role == "compute")
     state = CompileState(job.prepared.model, job.prepared.target)
-    return accurate_plan(
-        start, compute, needed_db(job), measure, lambda plan: without_ends(plan, state)
-    )
+    attentions = find_attention(job.prepared.model.graph)
+
+    def settle(plan: PrecisionPlan) -> PrecisionPlan:
+        return without_ends(kept_whole(plan, attentions), state)
+
+    return accurate_plan(start, compute, needed_db(job), measure, settle)
+
+
+def _fusible(job: Job, plan: PrecisionPlan) -> PrecisionPlan:
+    """The plan in which every attention can become one kernel."""
+    limit = job.prepared.target.longest_attention
+    attentions = find_attention(job.prepared.model.graph)
+    if not limit or not attentions:
+        return plan
+    feed = max(job.data.calibration, key=lambda f: sum(a.size for a in f.values()))
+    names = [one.weights for one in attentions]
+    shapes = shapes_seen(job.prepared.model, names, feed, job.work, job.options.custom_ops)
+    return kept_whole(kept_short(plan, attentions, shapes, limit), attentions)
 
 
 def _judge(job: Job, path: Path, engine: EngineCheck) -> GateResult:

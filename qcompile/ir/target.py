@@ -118,6 +118,8 @@ class Target:
         precision: the plan's word for a layer in this target's static form.
         rests: types that what stays float may take, the default first; what does not fit 16 bits
             stays float32.
+        longest_attention: positions up to which attention in 8 bits is one kernel; 0 where that is
+            not known.
         wide: op_type -> why it stays float32 where what stays float has 16 bits.
         opset: default-domain opset to upgrade to where every node can follow.
         rest_opsets: rest -> the opset that it needs, where that is another.
@@ -141,6 +143,7 @@ class Target:
     quantizes_anywhere: bool = False
     precision: str = INT8
     rests: tuple[str, ...] = ("fp32",)
+    longest_attention: int = 0
     wide: Mapping[str, str] = field(default_factory=dict)
     opset: int = 17
     rest_opsets: Mapping[str, int] = field(default_factory=dict)
