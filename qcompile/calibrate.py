@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence, Sized
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -60,7 +60,7 @@ def calibrate(
     seed: int = 0,
     progress: Callable[[int, int | None], None] | None = None,
     custom_ops: Path | None = None,
-    nonfinite: Literal["error", "skip"] = "error",
+    without_nan: Collection[str] | None = None,
     model_sha256: str = "",
     data_sha256: str = "",
 ) -> Calibration:
@@ -80,8 +80,9 @@ def calibrate(
         seed: of where in a tensor samples start.
         progress: called with the feeds done and their number, if known.
         custom_ops: library with custom operators.
-        nonfinite: what becomes of a tensor that holds NaN though no input does: an error, or no
-            range for it. One that holds infinity (an attention mask of -inf) never has a range.
+        without_nan: those of ``tensors`` in which NaN is an error; None stands for all. Any other that
+            holds NaN (results blanked out where a mask says so), and each that holds infinity (an
+            attention mask of -inf), merely has no range.
         model_sha256: recorded, and compared when the result is loaded again.
         data_sha256: the same.
 
@@ -94,6 +95,7 @@ def calibrate(
     check_method(method)
     same = same_values(model, tensors)
     wanted = set(same.values())
+    guarded = wanted if without_nan is None else {same[n] for n in without_nan if n in same}
     # In the graph's order, so that of several tensors with NaN the first to have it is named.
     ordered = [name for name in observable(model) if name in wanted]
     ordered += sorted(wanted.difference(ordered))
@@ -124,7 +126,7 @@ def calibrate(
             side = result.held if index % _HELD_EVERY == _HELD_EVERY - 1 else result.fit
             bad = run.observe(feed, index, where, side)
             for name, kind in bad.items():
-                if nonfinite == "error" and kind == "NaN":
+                if kind == "NaN" and name in guarded:
                     raise CalibrationError(
                         f"{where}: tensor '{name}' holds NaN, so it has no range; remove the sample, "
                         "or repair the model"

@@ -159,7 +159,8 @@ class _Learner:
             found = _judge(error, read, moved)
             if found < best:
                 best, choice, shifts = found, weight, moved
-        self._keep(layer, choice, shifts, 10 * np.log10(before / max(best, 1e-300)), late)
+        gain = max(before, 1e-300) / max(best, 1e-300)
+        self._keep(layer, choice, shifts, 10 * np.log10(gain), late)
 
     def _fitted(self, layer: Layer, read: Sequence[GramStore]) -> IntegerWeight:
         source = "learned rounding" if self.rounding else "weight range"

@@ -26,7 +26,7 @@ from qcompile.passes.integer_region import observed_tensors
 from qcompile.planner.costing import job_costs
 from qcompile.planner.costs import Costs
 from qcompile.prepare import prepare
-from qcompile.rangeless import leave_float
+from qcompile.rangeless import computed_tensors, leave_float
 from qcompile.subject import open_subject, stored_samples
 
 __all__ = ["batched", "profile"]
@@ -111,6 +111,7 @@ def _observed(job: Job, data: Data) -> Calibration:
         memory_limit=job.options.memory_limit,
         seed=job.options.seed,
         custom_ops=job.options.custom_ops,
+        without_nan=computed_tensors(job.prepared.sites),
     )
 
 

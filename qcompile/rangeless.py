@@ -1,4 +1,8 @@
-"""Keeps float what reads or writes infinity: a mask of -inf has no scale, and is no fault of the data."""
+"""Keeps float what reads or writes NaN or infinity on purpose.
+
+A mask of -inf, or results blanked out with NaN, have no scale and are no fault of the data. NaN at a
+layer with multiply-adds is one: it spreads over all that follows.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,7 @@ from qcompile.job import Job
 from qcompile.passes.integer_region import pairs
 from qcompile.passes.quantizable import Site, static_sites
 
-__all__ = ["float_reasons", "leave_float"]
+__all__ = ["computed_tensors", "float_reasons", "leave_float"]
 
 
 def leave_float(job: Job, found: Calibration | None) -> Job:
@@ -24,6 +28,16 @@ def leave_float(job: Job, found: Calibration | None) -> Job:
         for site in job.prepared.sites
     )
     return replace(job, prepared=replace(job.prepared, sites=sites))
+
+
+def computed_tensors(sites: Iterable[Site]) -> frozenset[str]:
+    """Names of what layers with multiply-adds read and write."""
+    layers = [site for site in static_sites(sites) if site.role == "compute"]
+    return frozenset(
+        name
+        for site in layers
+        for name in (*site.activation_names, *(v.name or "" for v in site.outputs))
+    )
 
 
 def float_reasons(sites: Iterable[Site], bare: Mapping[str, str]) -> dict[str, str]:

@@ -16,6 +16,7 @@ from qcompile.lock import Lock
 from qcompile.passes.integer_region import observed_tensors
 from qcompile.passes.observe_tensors import same_values
 from qcompile.passes.quantizable import static_sites
+from qcompile.rangeless import computed_tensors
 
 __all__ = ["Ranges", "find_ranges"]
 
@@ -53,7 +54,8 @@ def find_ranges(
     """Ranges of every tensor that can receive a Q under the target.
 
     Raises:
-        CalibrationError: NaN or infinity in a tensor, or a ranges file of another model or other data.
+        CalibrationError: NaN where a layer with multiply-adds reads or writes, or a ranges file
+            of another model or other data.
     """
     data, options = job.data, job.options
     if lock is not None:
@@ -126,6 +128,7 @@ def _measured(
         seed=options.seed,
         progress=progress,
         custom_ops=options.custom_ops,
+        without_nan=computed_tensors(job.prepared.sites),
     )
     found.model_sha256 = job.prepared.loaded.sha256
     found.data_sha256 = data.sha256

@@ -235,7 +235,7 @@ def recalibrated(job: Job, ranges: Ranges, touched: frozenset[str]) -> Ranges:
         memory_limit=job.options.memory_limit,
         seed=job.options.seed,
         custom_ops=job.options.custom_ops,
-        nonfinite="skip",
+        without_nan=(),
     )
     merged = replace(
         known,

@@ -223,7 +223,7 @@ def test_infinity_is_no_fault_of_the_data_but_has_no_range(method: str) -> None:
 
 def test_tensors_that_are_not_finite_can_be_left_without_range() -> None:
     data = [{"x": np.arange(-1, 3, dtype=np.float32)} for _ in range(8)]
-    found = calibrate(parse(LOG), ["x", "y"], data, threads=1, nonfinite="skip")
+    found = calibrate(parse(LOG), ["x", "y"], data, threads=1, without_nan=["x"])
     assert list(found.ranges()) == ["x"]
     assert found.unusable == {"y": "sample 0 makes it NaN"}
     assert any("no range for 1 tensors: y" in text for text in found.findings())

@@ -16,7 +16,7 @@ from qcompile.rangeless import float_reasons
 from tests.passes.qdq_models import state_of, text_model
 
 MASKED = """<ir_version: 8, opset_import: ["" : 17]>
-g (float[1,8,32] x) => (float[1,8,32] y) <float zero = {0}> {
+g (float[1,8,32] x) => (float[1,8,32] y) <float limit = {2}> {
     q = MatMul (x, wq)
     k = MatMul (x, wk)
     kt = Transpose <perm = [0, 2, 1]> (k)
@@ -27,9 +27,17 @@ g (float[1,8,32] x) => (float[1,8,32] y) <float zero = {0}> {
     masked = Add (scores, mask)
     p = Softmax <axis = -1> (masked)
     v = MatMul (x, wv)
-    y = MatMul (p, v)
+    all = MatMul (p, v)
+    large = Exp (v)
+    below = Neg (large)
+    nothing = Sqrt (below)
+    good = Less (v, limit)
+    y = Where (good, all, nothing)
 }"""
-"""Attention whose mask, computed at run time, is -inf where a score is negative."""
+"""Attention whose mask, computed at run time, is -inf where a score is negative.
+
+What reads a large v is blanked out with NaN.
+"""
 
 
 def masked() -> onnx.ModelProto:
@@ -43,7 +51,7 @@ def masked() -> onnx.ModelProto:
     return model
 
 
-def test_attention_with_a_mask_of_infinity_compiles(tmp_path: Path) -> None:
+def test_attention_masked_by_infinity_and_blanked_with_nan_compiles(tmp_path: Path) -> None:
     rng = np.random.default_rng(1)
     data = [{"x": rng.normal(size=(1, 8, 32)).astype(np.float32)} for _ in range(16)]
     result = qcompile.compile(
