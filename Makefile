@@ -62,7 +62,7 @@ $(VENV)/.cpu: pyproject.toml | $(VENV)/.made
 	@touch $@
 
 $(VENV)/.test: pyproject.toml | $(VENV)/.made
-	$(PIP) -e '.[cpu,test]'
+	$(PIP) -e '.[cpu,text,test]'
 	@touch $@ $(VENV)/.cpu
 
 $(VENV)/.docs: pyproject.toml | $(VENV)/.made
@@ -70,7 +70,7 @@ $(VENV)/.docs: pyproject.toml | $(VENV)/.made
 	@touch $@ $(VENV)/.cpu
 
 $(VENV)/.lint: pyproject.toml | $(VENV)/.made
-	$(PIP) -e '.[cpu,test,lint]'
+	$(PIP) -e '.[cpu,text,test,lint]'
 	@touch $@ $(VENV)/.cpu $(VENV)/.test
 
 clean:

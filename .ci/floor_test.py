@@ -48,7 +48,7 @@ def main() -> int:
     floor = str(ROOT / ".ci" / "floor.txt")
     steps = [
         [*command, "-m", "venv", str(FOLDER)],
-        [str(python), "-m", "pip", "install", "--quiet", "-c", floor, "-e", ".[cpu,test]"],
+        [str(python), "-m", "pip", "install", "--quiet", "-c", floor, "-e", ".[cpu,text,test]"],
         [str(python), "-m", "pytest", "-n", "auto", "--dist", "loadfile"],
     ]
     for step in steps:

@@ -16,9 +16,14 @@ from qcompile.data.inputs import Feed, InputSpec
 from qcompile.data.text import is_cache, token_feed, token_input
 from qcompile.scores import Metric
 
-__all__ = ["Generation", "compare_generation", "logits_output", "perplexity", "perplexity_metric"]
-
-Logits = npt.NDArray[np.float32]
+__all__ = [
+    "Generation",
+    "Language",
+    "compare_generation",
+    "language_of",
+    "perplexity",
+    "perplexity_metric",
+]
 
 VOCABULARY = 1000
 """An output of rank 3 whose last axis is at least so long is taken for logits."""
@@ -27,15 +32,32 @@ GREEDY_STEPS = 24
 FEEDS = 6
 
 
-def logits_output(session: Session, specs: tuple[InputSpec, ...]) -> str | None:
-    """The output that holds the next token's logits, None when this is no language model."""
-    if token_input(specs) is None:
+@dataclass(frozen=True)
+class Language:
+    """Where a language model reads and writes.
+
+    Attributes:
+        tokens: input that takes token ids.
+        logits: output that holds the next token's logits.
+        fixed: it takes sequences of one length alone.
+    """
+
+    tokens: str
+    logits: str
+    fixed: bool = False
+
+
+def language_of(session: Session, specs: tuple[InputSpec, ...]) -> Language | None:
+    """Names of tokens and logits, None when this is no language model."""
+    tokens = token_input(specs)
+    if tokens is None:
         return None
     for port in session.outputs:
         last = port.shape[-1] if port.shape else None
         wide = isinstance(last, int) and last >= VOCABULARY
         if len(port.shape) == 3 and port.dtype == np.float32 and (wide or "logits" in port.name):
-            return port.name
+            fixed = isinstance((tokens.shape or (None, None))[1], int)
+            return Language(tokens.name, port.name, fixed)
     return None
 
 
@@ -60,38 +82,57 @@ def perplexity(
     return float(np.exp(loss / max(1, count)))
 
 
-def perplexity_metric(feeds: Sequence[Feed], tokens: str, logits: str) -> Metric:
+def perplexity_metric(feeds: Sequence[Feed], language: Language) -> Metric:
     """Perplexity on held-back text, for the gate."""
+    tokens, logits = language.tokens, language.logits
     return Metric("perplexity", lambda run: perplexity(run, feeds, tokens, logits), True)
 
 
 @dataclass(frozen=True)
-class Generation:
+class Decoding:
     """How a compiled model generates, beside float.
 
     Attributes:
-        positions: next-token predictions compared.
-        agreement: share of them with the same most likely token.
-        kl: mean Kullback-Leibler divergence from float's distribution, in nats.
         greedy_steps: tokens generated one by one.
         greedy_agreement: share of them equal to float's before the first difference.
         prefill_tokens: tokens of a prefill.
         prefill_ms: median time of it; float, artifact.
+        prefill_tokens_per_s: the same as a rate.
         decode_ms: median time of one token; float, artifact.
+        decode_tokens_per_s: the same as a rate.
         decode_speedup: ratio of these.
         cached: the decoding step reads a cache (else it is a sequence of one token).
     """
 
-    positions: int
-    agreement: float
-    kl: float
     greedy_steps: int
     greedy_agreement: float
     prefill_tokens: int
     prefill_ms: tuple[float, float]
+    prefill_tokens_per_s: tuple[float, float]
     decode_ms: tuple[float, float]
+    decode_tokens_per_s: tuple[float, float]
     decode_speedup: float
     cached: bool
+
+
+@dataclass(frozen=True)
+class Generation:
+    """How a compiled language model predicts and generates, beside float.
+
+    Attributes:
+        perplexity: on the samples compared; float, artifact.
+        positions: next-token predictions compared.
+        agreement: share of them with the same most likely token.
+        kl: mean Kullback-Leibler divergence from float's distribution, in nats.
+        decoding: None for a model of a fixed length or many rows, which cannot generate one token
+            after another.
+    """
+
+    perplexity: tuple[float, float]
+    positions: int
+    agreement: float
+    kl: float
+    decoding: Decoding | None
 
 
 def compare_generation(
@@ -99,42 +140,60 @@ def compare_generation(
     artifact: Path,
     specs: tuple[InputSpec, ...],
     feeds: Sequence[Feed],
+    language: Language,
     *,
     threads: int | None = None,
-) -> Generation | None:
-    """Both models side by side on held-back samples; None when they are no language models."""
+) -> Generation:
+    """Both models side by side on held-back samples."""
     sessions = [open_session(p, threads=threads) for p in (float_model, artifact)]
-    logits, tokens = logits_output(sessions[0], specs), token_input(specs)
-    if logits is None or tokens is None:
-        return None
-    same = positions = 0
+    logits = language.logits
+    same = positions = predicted = 0
     divergence = 0.0
+    loss = [0.0, 0.0]
     for feed in feeds[:FEEDS]:
-        first, second = (log_softmax(s.run(feed, [logits])[logits]) for s in sessions)
+        known = [log_softmax(s.run(feed, [logits])[logits]) for s in sessions]
+        first, second = known
         same += int((first.argmax(-1) == second.argmax(-1)).sum())
         positions += first[..., 0].size
         divergence += float((np.exp(first) * (first - second)).sum())
-    prompt = np.asarray(feeds[0][tokens.name], np.int64)[0]
-    if isinstance((tokens.shape or (None, None))[1], int) or len(feeds[0][tokens.name]) != 1:
-        return None  # of a fixed length or many rows: it cannot generate one token after another
-    half = prompt[: max(1, len(prompt) // 2)]
-    wanted, found = (_greedy(s, specs, half, logits, feeds[0]) for s in sessions)
-    equal = next((i for i, (a, b) in enumerate(zip(wanted, found, strict=True)) if a != b), None)
-    prefill = _times(sessions, feeds[0])
-    cached = any(is_cache(s) for s in specs)
-    step = _step_feed(sessions[0], specs, prompt, feeds[0])
-    decode = _times(sessions, step)
+        following = np.asarray(feed[language.tokens], np.int64)[:, 1:]
+        predicted += following.size
+        for i, rows in enumerate(known):
+            loss[i] -= float(np.take_along_axis(rows[:, :-1], following[..., None], -1).sum())
     return Generation(
+        (float(np.exp(loss[0] / max(1, predicted))), float(np.exp(loss[1] / max(1, predicted)))),
         positions,
         same / positions,
         divergence / positions,
+        _decoding(sessions, specs, feeds[0], language),
+    )
+
+
+def _decoding(
+    sessions: Sequence[Session],
+    specs: tuple[InputSpec, ...],
+    feed: Feed,
+    language: Language,
+) -> Decoding | None:
+    rows = np.asarray(feed[language.tokens], np.int64)
+    if language.fixed or len(rows) != 1:
+        return None
+    prompt = rows[0]
+    half = prompt[: max(1, len(prompt) // 2)]
+    wanted, found = (_greedy(s, specs, half, language.logits, feed) for s in sessions)
+    equal = next((i for i, (a, b) in enumerate(zip(wanted, found, strict=True)) if a != b), None)
+    prefill = _times(sessions, feed)
+    decode = _times(sessions, _step_feed(sessions[0], specs, prompt, feed))
+    return Decoding(
         len(wanted),
         1.0 if equal is None else equal / len(wanted),
         len(prompt),
         prefill,
+        (1e3 * len(prompt) / prefill[0], 1e3 * len(prompt) / prefill[1]),
         decode,
+        (1e3 / decode[0], 1e3 / decode[1]),
         decode[0] / decode[1],
-        cached,
+        any(is_cache(s) for s in specs),
     )
 
 

@@ -23,7 +23,7 @@ __all__ = ["ALGORITHMS", "EFFORTS", "REQUIREMENTS", "Options", "make_options", "
 
 EFFORTS = ("fast", "default", "max")
 METHODS = ("auto", "minmax", "percentile", "entropy", "mse")
-ALGORITHMS = ("auto", "rtn", "hqq", "awq", "gptq")
+ALGORITHMS = ("auto", "rtn", "hqq", "awq", "gptq", "descent")
 REQUIREMENTS = ("real-data", "realised", "measured", "conclusive")
 
 

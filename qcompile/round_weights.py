@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from qcompile.balance_inputs import balance_group
 from qcompile.calibrators.awq import Balance
+from qcompile.calibrators.descend import descend
 from qcompile.calibrators.gptq import gptq, output_error
 from qcompile.calibrators.hqq import hqq
 from qcompile.calibrators.nearest_blocks import fit_blocks
@@ -25,7 +26,7 @@ from qcompile.job import Job
 from qcompile.stream_weights import Group, Values, groups_of, stream
 from qcompile.weights_plan import MatrixChoice
 
-__all__ = ["Rounded", "round_alone", "round_matrices"]
+__all__ = ["Rounded", "round_alone", "round_matrices", "round_raised"]
 
 Advance = Callable[[float, float | None], None]
 
@@ -75,7 +76,15 @@ def round_matrices(
     advance: Advance,
     checkpoint: Checkpoint,
 ) -> dict[str, Rounded]:
-    """Initializer name -> integers, for the matrices that are not to stay float."""
+    """Initializer name -> integers, for the matrices that are not to stay float.
+
+    Args:
+        job: with the prepared model and the samples.
+        choices: grids.
+        algorithm: "rtn", "hqq", "awq", "gptq", or "descent" (GPTQ, then coordinate descent).
+        advance: told how many are done.
+        checkpoint: where matrices lie once they are done.
+    """
     wanted = {c.matrix.name: c for c in choices if c.spec is not None}
     model = job.prepared.model
     even = [c.matrix for c in wanted.values() if not c.codebook]
@@ -106,7 +115,7 @@ def round_matrices(
 
     def with_data(group: Group, matrix: Matrix, moments: Callable[[], Any]) -> Rounded:
         if algorithm != "awq":
-            return _with_moments(wanted[matrix.name], moments())
+            return _with_moments(wanted[matrix.name], moments(), algorithm == "descent")
         if group.tensor not in balances:
             balances.clear()
             balances[group.tensor] = balance_group(group, specs, even, moments())
@@ -149,6 +158,17 @@ def round_alone(choice: MatrixChoice, algorithm: str = "rtn") -> Rounded:
     return Rounded(weight, weight_sqnr(matrix, weight), how)
 
 
+def round_raised(choice: MatrixChoice, few: Rounded) -> Rounded:
+    """A matrix in 8 bits that was rounded to fewer before; columns that were scaled stay so."""
+    matrix, spec = choice.matrix.array(), choice.spec
+    if spec is None:
+        raise ValueError(f"'{choice.matrix.name}' stays float")
+    if few.columns is not None:
+        matrix = matrix * np.array(few.columns, np.float32)
+    weight = fit_blocks(matrix, spec, shrinks=(1.0,))
+    return Rounded(weight, weight_sqnr(matrix, weight), "rtn", columns=few.columns)
+
+
 def _balanced(
     choice: MatrixChoice, scales: Balance | None, moments: npt.NDArray[np.float64]
 ) -> Rounded:
@@ -177,17 +197,25 @@ def _balanced(
     return replace(made, sqnr_db=_sqnr(matrix, made.values()))
 
 
-def _with_moments(choice: MatrixChoice, moments: npt.NDArray[np.float64]) -> Rounded:
+def _with_moments(choice: MatrixChoice, moments: npt.NDArray[np.float64], refine: bool) -> Rounded:
     matrix, spec = choice.matrix.array(), choice.spec
     if spec is None:
         raise ValueError(f"'{choice.matrix.name}' stays float")
     made = gptq(matrix, moments, spec)
+    if not np.isfinite(made.error):
+        return Rounded(
+            made.weight, weight_sqnr(matrix, made.weight), "rtn", made.note, None, made.damping
+        )
+    weight, error = made.weight, made.error
+    if refine:
+        weight = descend(matrix, weight, moments, damping=made.damping)
+        error = output_error(matrix, weight, moments)
     return Rounded(
-        made.weight,
-        weight_sqnr(matrix, made.weight),
-        "gptq",
+        weight,
+        weight_sqnr(matrix, weight),
+        "gptq, descent" if refine else "gptq",
         made.note,
-        made.error if np.isfinite(made.error) else None,
+        error,
         made.damping,
     )
 

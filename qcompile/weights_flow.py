@@ -7,7 +7,8 @@ matrices that disturb the output most get 8 bits, and the gate judges again.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from qcompile.backends.ort_bits import has_bits
 from qcompile.backends.ort_nbits import Stored, lower_weights
 from qcompile.balance_inputs import fold_columns
 from qcompile.checkpoint import Checkpoint, progress_folder
-from qcompile.data.text import token_input
+from qcompile.disturbance import disturbances, divergence, relative_error
 from qcompile.gate import judge
 from qcompile.ir.codebook import CodebookWeight
 from qcompile.ir.errors import BackendMissingError
@@ -31,25 +32,44 @@ from qcompile.ir.notes import Note
 from qcompile.ir.save import save_model
 from qcompile.ir.target import WeightForm
 from qcompile.job import Job
-from qcompile.language import Generation, compare_generation, logits_output, perplexity_metric
-from qcompile.limits import Limits
+from qcompile.language import (
+    Generation,
+    Language,
+    compare_generation,
+    language_of,
+    perplexity_metric,
+)
 from qcompile.lock import Lock
 from qcompile.result import CompileResult
-from qcompile.round_weights import Rounded, round_matrices
-from qcompile.scores import Metric
+from qcompile.round_weights import Rounded, round_matrices, round_raised
 from qcompile.stages import Stages
 from qcompile.units import Drop
-from qcompile.verdict import GateResult
-from qcompile.weights_plan import MatrixChoice, as_plan, choose_matrices, follow_plan, raise_bits
+from qcompile.verdict import Check, GateResult
+from qcompile.weights_plan import (
+    MatrixChoice,
+    as_plan,
+    choose_matrices,
+    follow_plan,
+    raise_bits,
+    raised_share,
+)
 from qcompile.weights_write import write_weights
 
 __all__ = ["Compressed", "compile_weights"]
 
-RAISED = (0.0, 1 / 16, 1 / 8, 1 / 4)
-"""Shares of the elements in few bits that get 8 bits, attempt after attempt, until accuracy is met."""
+ATTEMPTS = 4
+"""How often the gate judges."""
+
+AIM = 0.8
+"""Of what is allowed: what an attempt aims at, since disturbances add up only about."""
+
+UNKNOWN = 100.0
+"""How many times too large an error counts that is no number."""
 
 PERPLEXITY_DROP = Drop(0.03, relative=True)
 """Allowed for perplexity where the user says nothing."""
+
+Advance = Callable[[float, float | None], None]
 
 
 @dataclass(frozen=True)
@@ -111,42 +131,50 @@ def compile_weights(
     """
     options = job.options
     matrices, notes = find_matrices(job.prepared.model)
-    choices = follow_plan(
-        choose_matrices(matrices, form, options), options, None if lock is None else lock.plan
-    )
+    matched = choose_matrices(matrices, form, options)
+    choices = follow_plan(matched, options, None)
     bits = options.bits or form.bits
     if not form.codebook and not has_bits(bits):
         raise BackendMissingError(
             f"this ONNX Runtime has no MatMulNBits for weights of {bits} bits; "
             "install a newer one, or use --bits 4"
         )
-    algorithm = options.algorithm
-    if algorithm == "auto":
-        algorithm = "rtn" if job.data.random or form.codebook else "gptq"
-    first: Mapping[str, Rounded] = {}
+    algorithm = _algorithm(job, form, bits)
+    wanted = None if lock is None else follow_plan(matched, options, lock.plan)
+    language = _language(job)
+    with stages("round weights"):
+        checkpoint = Checkpoint(
+            job.work / "rounded" if keep is not None else progress_folder(output),
+            key,
+            as_plan(choices).to_json(),
+        )
+        few = round_matrices(job, choices, algorithm, stages.reporter.advance, checkpoint)
     tried: list[Tried] = []
-    fixed = lock is not None or options.plan is not None
-    for share in RAISED[:1] if fixed else RAISED:
-        taken = raise_bits(choices, _errors(first), share) if share else choices
-        if share and taken == tried[-1].choices:
-            break
-        with stages("round weights"):
-            kept = job.work / "rounded" if keep is not None else progress_folder(output)
-            checkpoint = Checkpoint(kept, key, as_plan(taken).to_json())
-            rounded = round_matrices(job, taken, algorithm, stages.reporter.advance, checkpoint)
-            first = first or rounded
+    taken, keep_share = choices if wanted is None else wanted, 1.0
+    while True:
+        rounded = _with_raised(few, choices, taken)
         with stages("lower"):
             path = job.work / f"weights{len(tried)}.onnx"
             model = lower(job.prepared.model, rounded, form)
             save_model(model, path)
         with stages("gate"):
-            gate = _judge(job, path)
-        tried.append(Tried(share, taken, rounded, model, path, gate))
-        if not {check.name for check in gate.failed} & {"accuracy", "metric"}:
+            gate = _judge(job, path, language)
+        tried.append(Tried(raised_share(choices, taken), taken, rounded, model, path, gate))
+        fixed = lock is not None or options.plan is not None or len(tried) == ATTEMPTS
+        excess = _excess(gate)
+        if fixed or excess is None:
             break
+        if len(tried) == 1:
+            with stages("find what disturbs"):
+                apart = _disturbances(job, few, choices, language, stages.reporter.advance)
+        keep_share *= AIM / max(1.0, excess)
+        raised = raise_bits(choices, apart, keep_share)
+        if raised == taken:
+            break
+        taken = raised
     best = tried[-1]
     with stages("gate"):
-        generation = _generation(job, best)
+        generation = _generation(job, best, language)
     made = Compressed(tuple(tried), algorithm, tuple(notes), generation)
     with stages("write"), new_artifact(output, options.force) as folder:
         report, code = write_weights(folder, job, made, key, stages, output)
@@ -174,16 +202,77 @@ def lower(model: oir.Model, rounded: Mapping[str, Rounded], form: WeightForm) ->
     return copy
 
 
-def _errors(rounded: Mapping[str, Rounded]) -> dict[str, float]:
-    """Error of each layer's output where inputs were seen, else of the weights themselves."""
-    return {
-        name: 10 ** (-r.sqnr_db / 10) if r.error is None else r.error for name, r in rounded.items()
-    }
+def _algorithm(job: Job, form: WeightForm, bits: int) -> str:
+    """How weights are rounded where nothing was asked for."""
+    if job.options.algorithm != "auto":
+        return job.options.algorithm
+    return "rtn" if job.data.random or form.codebook or bits == 8 else "descent"
 
 
-def _judge(job: Job, path: Path) -> GateResult:
+def _with_raised(
+    few: Mapping[str, Rounded], before: Sequence[MatrixChoice], after: Sequence[MatrixChoice]
+) -> dict[str, Rounded]:
+    """Integers with those of the matrices that got 8 bits replaced; the others stay as they were fitted."""
+    old = {c.matrix.name: c for c in before}
+    found = dict(few)
+    for choice in after:
+        name = choice.matrix.name
+        if choice.spec is None:
+            found.pop(name, None)
+        elif choice.spec != old[name].spec:
+            found[name] = round_raised(choice, few[name])
+    return found
+
+
+def _excess(gate: GateResult) -> float | None:
+    """How many times too large the worst error is, None where accuracy is met.
+
+    A drop counts as it is; of an SQNR the energy of the noise counts.
+    """
+    found = [_too_large(c) for c in gate.failed if c.name in ("accuracy", "metric")]
+    return max(found, default=None)
+
+
+def _too_large(check: Check) -> float:
+    if check.found is None or check.limit is None or not math.isfinite(check.found):
+        return UNKNOWN
+    if check.name == "accuracy" and check.found < check.limit:
+        if check.limit > 1:
+            return float(min(UNKNOWN, 10 ** ((check.limit - check.found) / 10)))  # dB
+        return (1 - check.found) / max(1 - check.limit, 1e-3)  # share of equal elements
+    return min(UNKNOWN, check.found / check.limit) if check.limit > 0 else UNKNOWN
+
+
+def _disturbances(
+    job: Job,
+    few: Mapping[str, Rounded],
+    choices: Sequence[MatrixChoice],
+    language: Language | None,
+    advance: Advance,
+) -> dict[str, float]:
+    """What each matrix that may get 8 bits does to the output."""
+    return disturbances(
+        job.prepared.model,
+        {
+            c.matrix.name: (c.matrix, few[c.matrix.name].values)
+            for c in choices
+            if c.spec is not None and c.spec.bits < 8 and not c.pinned
+        },
+        job.data.selection(),
+        job.work,
+        relative_error if language is None else divergence(language.logits),
+        threads=job.options.threads,
+        custom_ops=job.options.custom_ops,
+        advance=advance,
+    )
+
+
+def _judge(job: Job, path: Path, language: Language | None) -> GateResult:
     options, data = job.options, job.data
-    metric, limits = _language_metric(job)
+    metric, limits = data.metric, job.limits()
+    if metric is None and language is not None and options.tokenizer is not None:
+        metric = perplexity_metric(list(data.held), language)
+        limits = replace(limits, max_drop=options.max_drop or PERPLEXITY_DROP)
     return judge(
         job.float_path,
         path,
@@ -199,30 +288,22 @@ def _judge(job: Job, path: Path) -> GateResult:
     )
 
 
-def _generation(job: Job, taken: Tried) -> Generation | None:
+def _language(job: Job) -> Language | None:
+    """Names of tokens and logits, None where this is no language model."""
+    options = job.options
+    session = open_session(job.float_path, threads=options.threads, custom_ops=options.custom_ops)
+    return language_of(session, job.prepared.inputs)
+
+
+def _generation(job: Job, taken: Tried, language: Language | None) -> Generation | None:
     """Beside float, for a model that runs."""
-    if any(check.name in ("opens", "runs") for check in taken.gate.failed):
+    if language is None or any(c.name in ("opens", "runs") for c in taken.gate.failed):
         return None
     return compare_generation(
         job.float_path,
         taken.path,
         job.prepared.inputs,
         list(job.data.held),
+        language,
         threads=job.options.threads,
     )
-
-
-def _language_metric(job: Job) -> tuple[Metric | None, Limits]:
-    """The user's metric, else perplexity on the held-back text of a language model."""
-    limits, options = job.limits(), job.options
-    if job.data.metric is not None or options.tokenizer is None:
-        return job.data.metric, limits
-    session = open_session(job.float_path, threads=options.threads, custom_ops=options.custom_ops)
-    logits, tokens = (
-        logits_output(session, job.prepared.inputs),
-        token_input(job.prepared.inputs),
-    )
-    if logits is None or tokens is None:
-        return None, limits
-    metric = perplexity_metric(list(job.data.held), tokens.name, logits)
-    return metric, replace(limits, max_drop=options.max_drop or PERPLEXITY_DROP)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,10 +14,21 @@ from qcompile.ir.plan import FLOAT, LayerChoice, PrecisionPlan
 from qcompile.ir.target import WeightForm
 from qcompile.options import Options
 
-__all__ = ["MatrixChoice", "as_plan", "choose_matrices", "follow_plan", "raise_bits", "with_bits"]
+__all__ = [
+    "MatrixChoice",
+    "as_plan",
+    "choose_matrices",
+    "follow_plan",
+    "raise_bits",
+    "raised_share",
+    "with_bits",
+]
 
 SMALLEST = 4096
 """Elements below which a matrix stays float: it is read from the cache anyway."""
+
+MOST_RAISED = 0.5
+"""Of the elements in few bits: with more in 8 bits the target with 8 bits is the better choice."""
 
 
 @dataclass(frozen=True)
@@ -103,32 +113,47 @@ def with_bits(choice: MatrixChoice, bits: int, reason: str) -> MatrixChoice:
 
 
 def raise_bits(
-    choices: Sequence[MatrixChoice], errors: Mapping[str, float], share: float
+    choices: Sequence[MatrixChoice], disturbance: Mapping[str, float], keep: float
 ) -> list[MatrixChoice]:
-    """8 bits for the matrices whose layers err most, up to ``share`` of all elements in fewer bits.
+    """8 bits for the matrices that disturb the output most for their size.
 
     Args:
         choices: first choice.
-        errors: initializer name -> energy of the layer's output error over that of its output.
-        share: of the elements.
+        disturbance: initializer name -> what it alone does to the output in few bits.
+        keep: share of the sum of all disturbances that may stay; never do more than ``MOST_RAISED``
+            of the elements get 8 bits.
     """
     few = [c for c in choices if c.spec is not None and c.spec.bits < 8 and not c.pinned]
-    budget = share * sum(c.matrix.size for c in few)
+    room = MOST_RAISED * sum(c.matrix.size for c in few)
+    total = left = sum(disturbance.get(c.matrix.name, 0.0) for c in few)
     raised: set[str] = set()
-    for choice in sorted(few, key=lambda c: -errors.get(c.matrix.name, 0.0)):
-        if choice.matrix.size <= budget:
-            budget -= choice.matrix.size
+    for choice in sorted(
+        few, key=lambda c: -disturbance.get(c.matrix.name, 0.0) / max(1, c.matrix.size)
+    ):
+        if left <= keep * total:
+            break
+        if choice.matrix.size <= room:
+            room -= choice.matrix.size
+            left -= disturbance.get(choice.matrix.name, 0.0)
             raised.add(choice.matrix.name)
     return [
-        with_bits(c, 8, f"its layer's output errs most ({_db(errors, c)} with fewer bits)")
+        with_bits(c, 8, f"{_share(disturbance, c, total)} of what few bits do to the output")
         if c.matrix.name in raised
         else c
         for c in choices
     ]
 
 
-def _db(errors: Mapping[str, float], choice: MatrixChoice) -> str:
-    return f"{-10 * math.log10(max(errors.get(choice.matrix.name, 0.0), 1e-30)):.1f} dB"
+def _share(disturbance: Mapping[str, float], choice: MatrixChoice, total: float) -> str:
+    return f"{disturbance.get(choice.matrix.name, 0.0) / max(total, 1e-300):.1%}"
+
+
+def raised_share(before: Sequence[MatrixChoice], after: Sequence[MatrixChoice]) -> float:
+    """Share of the elements in few bits that ``after`` has in 8."""
+    few = [c for c in before if c.spec is not None and c.spec.bits < 8]
+    grown = {c.matrix.name for c in after if c.spec is not None and c.spec.bits == 8}
+    total = sum(c.matrix.size for c in few)
+    return sum(c.matrix.size for c in few if c.matrix.name in grown) / max(1, total)
 
 
 def as_plan(choices: Sequence[MatrixChoice]) -> PrecisionPlan:

@@ -94,7 +94,8 @@ def test_the_demo_finds_its_files() -> None:
 
 def test_what_is_tested_as_the_floor_is_what_is_promised(pyproject: dict[str, Any]) -> None:
     project = pyproject["project"]
-    promised = [*project["dependencies"], *project["optional-dependencies"]["cpu"]]
+    extras = project["optional-dependencies"]
+    promised = [*project["dependencies"], *extras["cpu"], *extras["text"]]
     bounds = {re.sub(r"\s*;.*", "", line).replace(">=", "==") for line in promised}
     floor = (ROOT / ".ci" / "floor.txt").read_text(encoding="utf-8").splitlines()
     assert bounds == {line for line in floor if line and not line.startswith("#")}

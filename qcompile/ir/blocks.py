@@ -76,10 +76,6 @@ class BlockSpec:
         """Highest integer."""
         return self.low + (1 << self.bits) - 1
 
-    def bits_per_weight(self) -> float:
-        """Size in the file, scales and zero points with it."""
-        return self.storage + (32 + (0 if self.symmetric else self.storage)) / self.block
-
     def __str__(self) -> str:
         return f"int{self.bits}, blocks of {self.block}"
 

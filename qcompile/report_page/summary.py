@@ -115,22 +115,29 @@ def _accuracy(gate: Report) -> dict[str, str] | None:
 
 
 def _language(found: Report | None) -> list[dict[str, str] | None]:
-    """How a language model generates, beside float."""
-    if not found:
+    """Predictions and generation of a language model."""
+    if not found or "perplexity" not in found:
         return []
-    figures: list[dict[str, str] | None] = []
-    if found.get("agreement") is not None:
-        more = f"at {found['positions']} places"
-        if found.get("kl") is not None:
-            more += f"; KL divergence {found['kl']:.3f}"
-        figures.append(_figure("Same next token", f"{found['agreement']:.0%}", more))
-    for key, label in (("prefill_ms", "Prefill"), ("decode_ms", "Decode, each token")):
-        if found.get(key):
-            before, after = found[key]
-            more = f"{before / after:.2f}× faster" if after else ""
-            if key == "prefill_ms":
-                more = f"{found['prefill_tokens']} tokens, {more}"
-            figures.append(_figure(label, _span(before, after), more))
+    before, after = found["perplexity"]
+    alike = f"{found['agreement']:.1%} of next tokens alike, KL {found['kl']:.4f} nats"
+    figures: list[dict[str, str] | None] = [
+        _figure("Perplexity", f"{before:.2f} → {after:.2f}", alike)
+    ]
+    made = found["decoding"]
+    if made is None:
+        return figures
+    rates = " → ".join(f"{rate:.3g}" for rate in made["decode_tokens_per_s"])
+    context = "behind a cache" if made["cached"] else "without a cache"
+    same = round(made["greedy_agreement"] * made["greedy_steps"])
+    figures.append(
+        _figure(
+            "Decode, tokens/s",
+            rates,
+            f"{made['decode_speedup']:.2f}×, {context}; first {same} of {made['greedy_steps']} as float",
+        )
+    )
+    rates = " → ".join(f"{rate:.3g}" for rate in made["prefill_tokens_per_s"])
+    figures.append(_figure("Prefill, tokens/s", rates, f"{made['prefill_tokens']} tokens at once"))
     return figures
 
 

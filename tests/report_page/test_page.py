@@ -81,11 +81,21 @@ def test_a_language_model_s_page_tells_of_its_matrices_and_generation() -> None:
     known = {"algorithm": "gptq", "block": 64, "precision": "int4-weights", "shape": [64, 64]}
     report["matrices"] = [{"name": "w", "uses": [name], "sqnr_db": 21.25, **known}]
     report["tensors"] = report["weights"] = []
-    report["language"] = {"agreement": 0.875, "positions": 768, "kl": 0.125, "prefill_tokens": 128}
-    report["language"] |= {"prefill_ms": [20_000.0, 10_000.0], "decode_ms": [9.0, 3.0]}
+    report["language"] = {"perplexity": [30.2, 30.9], "positions": 640} | {
+        "agreement": 0.911,
+        "kl": 0.0312,
+        "decoding": {"greedy_steps": 24, "greedy_agreement": 0.5, "prefill_tokens": 128}
+        | {"prefill_ms": [180.0, 150.0], "prefill_tokens_per_s": [711.0, 853.0]}
+        | {"decode_ms": [18.7, 6.2], "decode_tokens_per_s": [53.5, 161.0]}
+        | {"decode_speedup": 3.02, "cached": False},
+    }
     page = render_page(report)
     assert "gptq, blocks of 64" in page and "21.2" in page
-    assert "88%" in page and "20 → 10 s" in page and "3.00× faster" in page
+    for text in ("30.20 → 30.90", "91.1% of next tokens alike", "53.5 → 161", "711 → 853"):
+        assert text in page
+    assert "first 12 of 24 as float" in page
+    report["language"]["decoding"] = None
+    assert "30.20 → 30.90" in render_page(report)
     assert make_payload(report)["nodes"]["weightDb"].count(21.25) == 1
 
 
