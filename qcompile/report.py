@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 from qcompile.ir.manager import PassRecord
 from qcompile.ir.notes import Note
 from qcompile.ir.plan import FLOAT
+from qcompile.reasons import join_reasons
 from qcompile.verdict import to_jsonable
 
 __all__ = ["REPORT_VERSION", "CompileReport", "notes_as_data", "passes_as_data"]
@@ -103,8 +103,12 @@ class CompileReport:
         share = self.integer_mac_share
         if share is not None:
             line += f" ({share:.0%} of the multiply-adds)"
-        left = Counter(layer["reason"] for layer in layers if layer["realised"] == FLOAT)
-        reasons = [f"{count} float: {reason}" for reason, count in left.most_common(3)]
+        left = [layer for layer in layers if layer["realised"] == FLOAT]
+        joined = join_reasons(left, lambda layer: str(layer["reason"]))
+        joined.sort(key=lambda one: -len(one[1]))
+        reasons = [f"{len(members)} float: {reason}" for reason, members in joined[:3]]
+        if joined[3:]:
+            reasons.append(f"{sum(len(members) for _, members in joined[3:])} for other reasons")
         return "; ".join([line, *reasons])
 
     def timing_lines(self) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import glob
 import io
 import sys
 import traceback
@@ -76,8 +77,19 @@ class _Commands(click.Group):
         return loaded
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
-        """Commands, and files: the first word may be a model."""
-        return [*super().shell_complete(ctx, incomplete), CompletionItem(incomplete, type="file")]
+        """Commands, and models: the first word may be one.
+
+        The mark for any file comes first: bash forgets what stood before it, and looks for files where
+        nothing follows.
+        """
+        folder, _, begun = incomplete.rpartition("/")
+        found = sorted(Path(folder or ".").glob(f"{glob.escape(begun)}*.onnx"))
+        models = [f"{folder}/{p.name}" if folder else p.name for p in found]
+        return [
+            CompletionItem(incomplete, type="file"),
+            *super().shell_complete(ctx, incomplete),
+            *(CompletionItem(model) for model in models),
+        ]
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         if not args and Path("qcompile.toml").is_file():

@@ -10,6 +10,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from qcompile.report_page.card_charts import depth_line, plan_points
 from qcompile.report_page.payload import as_script, make_payload
 from qcompile.report_page.summary import summarize
 
@@ -54,9 +55,16 @@ def render_page(report: Mapping[str, Any]) -> str:
 
 
 def render_card(report: Mapping[str, Any]) -> str:
-    """A few lines of HTML for a notebook's cell: verdict, figures, what stayed float."""
+    """HTML for a notebook's cell, without script: verdict, figures, two drawings, what stayed float."""
     return (
-        _environment().get_template("card.html.j2").render(report=report, summary=summarize(report))
+        _environment()
+        .get_template("card.html.j2")
+        .render(
+            report=report,
+            summary=summarize(report),
+            plans=plan_points(report),
+            depth=depth_line(report),
+        )
     )
 
 

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from qcompile.reasons import join_reasons
 from qcompile.report_page.sample_view import view_sample
 
 __all__ = ["summarize"]
 
 Report = Mapping[str, Any]
-
-OWN = re.compile(r"'[^']*'|\b\d[\d.,]*(?= ?(?:us|ms|dB|%|x)\b)|(?<=error )\d[\d.e+-]*")
-"""What a reason says of one layer alone: names and measured numbers."""
 
 LISTED = 200
 """Layers named under one reason."""
@@ -160,24 +157,18 @@ def _oldest(report: Report) -> dict[str, str] | None:
 
 
 def _left_float(layers: Sequence[Report]) -> list[dict[str, Any]]:
-    """Reasons with their layers, the one with the most multiply-adds first.
-
-    Reasons that differ in names and measured numbers alone are one.
-    """
+    """Reasons with their layers, the one with the most multiply-adds first."""
     total = sum(x["macs"] for x in layers) or 1
-    by_reason: dict[str, list[Report]] = {}
-    for layer in layers:
-        if layer["realised"] == "float":
-            by_reason.setdefault(OWN.sub("…", _why_float(layer)), []).append(layer)
+    left = [layer for layer in layers if layer["realised"] == "float"]
     rows: list[dict[str, Any]] = [
         {
-            "reason": reason if len({_why_float(x) for x in found}) > 1 else _why_float(found[0]),
+            "reason": reason,
             "count": len(found),
             "share": sum(x["macs"] for x in found) / total,
             "layers": [{"origin": x["origin"], "op_type": x["op_type"]} for x in found[:LISTED]],
             "more": max(0, len(found) - LISTED),
         }
-        for reason, found in by_reason.items()
+        for reason, found in join_reasons(left, _why_float)
     ]
     return sorted(rows, key=lambda row: (-row["share"], -row["count"], row["reason"]))
 

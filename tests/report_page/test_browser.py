@@ -49,6 +49,20 @@ def test_a_click_on_the_graph_selects(page: Page) -> None:
     assert page.js("document.querySelector('#panel h3').textContent") == "/block0/Conv0"
 
 
+def test_nothing_selected_shows_where_to_look_first(page: Page) -> None:
+    page.js("document.getElementById('canvas').focus()")
+    page.press("Escape")
+    first = "document.querySelectorAll('#panel .first')"
+    assert page.js(f"{first}.length") == 3
+    name = page.js(f"{first}[0].querySelector('.go').textContent")
+    page.js(f"{first}[0].querySelector('.go').click()")
+    assert page.js("document.querySelector('#panel h3').textContent") == name
+    page.js("document.getElementById('search').value = ''")
+    page.js("document.getElementById('search').focus()")
+    page.type("/block0/Conv0")
+    page.press("Enter")
+
+
 def test_arrow_keys_follow_the_edges(page: Page) -> None:
     page.js("document.getElementById('canvas').focus()")
     page.press("ArrowDown")

@@ -118,3 +118,8 @@ def test_a_result_shows_itself_in_a_notebook(tmp_path: Path) -> None:
     card = CompileResult(CompileReport(report), tmp_path, 0)._repr_html_()
     assert "2.00×" in card and "float is as fast here" in card and "<script" not in card
     assert "random &lt;data&gt;" in render_card(refused)
+    assert card.count("<circle") == 2 and "<polyline" in card
+    alone = make_report()
+    alone["plan"]["candidates"] = alone["plan"]["candidates"][:1]
+    del alone["graph"]
+    assert "<svg" not in render_card(alone)
