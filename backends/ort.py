@@ -177,6 +177,7 @@ def open_session(
     save_optimized: Path | str | None = None,
     config: Mapping[str, str] | None = None,
     provider: str = CPU,
+    provider_options: Mapping[str, str] | None = None,
 ) -> Session:
     """Open a model on one of ONNX Runtime's providers.
 
@@ -194,6 +195,7 @@ def open_session(
         save_optimized: where to write the graph after optimizations.
         config: further session options, key -> value ("session.disable_quant_qdq": "1").
         provider: what executes; nodes that it cannot run go to the CPU.
+        provider_options: of that provider.
 
     Raises:
         ModelError: the file is missing, or ONNX Runtime refuses it; names the node where it does.
@@ -226,8 +228,11 @@ def open_session(
         source = str(model)
         if not Path(model).is_file():
             raise ModelError(f"model '{model}' is no file; give the path of an .onnx file")
+    providers: list[Any] = list(dict.fromkeys((provider, CPU)))
+    if provider_options:
+        providers[0] = (provider, dict(provider_options))
     try:
-        raw = ort.InferenceSession(source, options, providers=list(dict.fromkeys((provider, CPU))))
+        raw = ort.InferenceSession(source, options, providers=providers)
     except Exception as e:
         raise ModelError(f"ONNX Runtime {ort.__version__} refuses it: {one_line(e)}") from e
     # a provider that cannot start falls back to the CPU without a word

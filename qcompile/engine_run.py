@@ -18,7 +18,7 @@ from qcompile.artifact import MANIFEST, file_sha256, open_artifact
 from qcompile.ir.errors import BackendMissingError, OptionError
 from qcompile.verdict import DELIVERED, NOT_DELIVERED, NOT_MEASURED
 
-__all__ = ["EngineRun", "run_engine"]
+__all__ = ["EngineRun", "complete", "run_engine"]
 
 RESULT = "device.json"
 _EXIT = {DELIVERED: 0, NOT_MEASURED: 0, NOT_DELIVERED: 3}
@@ -75,19 +75,26 @@ def run_engine(folder: Path, arguments: Sequence[str] = ()) -> EngineRun:
         last = said[-1] if said else f"exit code {run.returncode}"
         raise BackendMissingError(f"deploy/device.py failed: {last[:300]}")
     if run.returncode == 3 and not result.is_file():
-        return _complete(folder, {"verdict": NOT_DELIVERED}, said[-1])
+        return complete(folder, {"verdict": NOT_DELIVERED}, said[-1])
     content = json.loads(result.read_text(encoding="utf-8"))
-    return _complete(folder, content, said[-1])
+    return complete(folder, content, said[-1])
 
 
-def _complete(folder: Path, found: dict[str, Any], said: str) -> EngineRun:
-    """Write what the device found; all other files stay as they are."""
+def complete(folder: Path, found: dict[str, Any], said: str, key: str = "device_run") -> EngineRun:
+    """Write what the device found into report and manifest; all other files stay as they are.
+
+    Args:
+        folder: the artifact.
+        found: what was measured; "verdict" is one of it.
+        said: the sentence for people.
+        key: where the report keeps it.
+    """
     verdict = str(found["verdict"])
     headline = said if said.startswith(verdict.upper()) else f"{verdict.upper()}: {said}"
     code = _EXIT[verdict]
     path = folder / "report.json"
     report = json.loads(path.read_text(encoding="utf-8"))
-    report |= {"verdict": verdict, "headline": headline, "exit_code": code, "device_run": found}
+    report |= {"verdict": verdict, "headline": headline, "exit_code": code, key: found}
     _write(path, report)
     manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     manifest["verdict"] = verdict

@@ -16,6 +16,7 @@ from qcompile.backends.ort import AS_WRITTEN, open_session
 from qcompile.backends.trt_calibration import write_calibration_cache
 from qcompile.deploy_files import SAMPLES, save_samples, write_deploy, write_preview
 from qcompile.finish import common_data, describe_model, finish, place_for, write_choices
+from qcompile.ir.plan import FP8
 from qcompile.ir.save import save_model
 from qcompile.job import Job
 from qcompile.layers import integer_share, layer_row, macs_by_origin
@@ -187,9 +188,9 @@ def _write_device_files(folder: Path, job: Job, made: Portable, ranges: Ranges) 
     (folder / "calibration.cache").write_text(
         write_calibration_cache(peaks), encoding="utf-8", newline="\n"
     )
-    (folder / "provider_options.json").write_text(
-        json.dumps(provider_options(job, made), indent=1) + "\n", encoding="utf-8", newline="\n"
-    )
+    if _word(job) != FP8:
+        text = json.dumps(provider_options(job, made), indent=1) + "\n"
+        (folder / "provider_options.json").write_text(text, encoding="utf-8", newline="\n")
     (folder / "trtexec.txt").write_text(
         trtexec_line(job, made) + "\n", encoding="utf-8", newline="\n"
     )
@@ -213,10 +214,17 @@ def trtexec_line(job: Job, made: Portable) -> str:
 def provider_options(job: Job, made: Portable) -> dict[str, Any]:
     """What ONNX Runtime's TensorRT provider is to be given for ``model.qdq.onnx``.
 
-    Session options keep ONNX Runtime's own Q/DQ rules away from the graph before the provider sees it.
+    The provider of ONNX Runtime 1.31 builds with TensorRT 10 and types no network strongly, so that
+    each precision in the graph must be allowed; it has no word for FP8. Session options keep ONNX
+    Runtime's own Q/DQ rules away from the graph before the provider sees it.
     """
     options = {"trt_engine_cache_enable": "1", "trt_engine_cache_path": "engines"}
     options |= {"trt_timing_cache_enable": "1", "trt_timing_cache_path": "engines"}
+    target = job.prepared.target
+    words = {"int8": "trt_int8_enable", "fp16": "trt_fp16_enable", "bf16": "trt_bf16_enable"}
+    for word in (_word(job), target.rests[0]):
+        if word in words:
+            options[words[word]] = "1"
     for index, word in enumerate(("min", "opt", "max")):
         shapes = _shapes(job, made, index)
         if shapes:

@@ -9,6 +9,8 @@ import click
 from qcompile.cli.flags import SETTINGS, json_flag, path_argument
 from qcompile.cli.output import print_json
 from qcompile.engine_run import run_engine
+from qcompile.engine_runners import checked_by_polygraphy, run_provider
+from qcompile.ir.errors import OptionError
 
 __all__ = ["command"]
 
@@ -22,6 +24,10 @@ __all__ = ["command"]
 @click.option("--refit", is_flag=True, help="Weights can be replaced later.")
 @click.option("--sparsity", is_flag=True, help="Use 2:4 sparse kernels where weights allow it.")
 @click.option("--version-compatible", is_flag=True, help="The engine opens in later TensorRT too.")
+@click.option(
+    "--polygraphy", is_flag=True, help="Run the engine with polygraphy, too, and compare."
+)
+@click.option("--ep", is_flag=True, help="Use ONNX Runtime's TensorRT provider instead.")
 @json_flag
 def command(
     build: Path,
@@ -32,6 +38,8 @@ def command(
     refit: bool,
     sparsity: bool,
     version_compatible: bool,
+    polygraphy: bool,
+    ep: bool,
     as_json: bool,
 ) -> int:
     r"""Build the engine of BUILD on this GPU, verify and time it, and complete the report.
@@ -42,12 +50,24 @@ def command(
     \b
     qcompile engine model.tensorrt-int8/
     qcompile engine model.tensorrt-int8/ --workspace 2048 --cache ~/.cache/engines
+    qcompile engine model.tensorrt-int8/ --ep
     """
     values = {"workspace": workspace, "seconds": seconds, "min-sqnr": min_sqnr, "cache": cache}
     flags = {"refit": refit, "sparsity": sparsity, "version-compatible": version_compatible}
     arguments = [f"--{name}={value}" for name, value in values.items() if value is not None]
     arguments += [f"--{name}" for name, given in flags.items() if given]
-    done = run_engine(build, arguments)
+    if ep:
+        given = [a for a in arguments if not a.startswith("--seconds=")]
+        if given or polygraphy:
+            raise OptionError(
+                f"--ep takes no {given[0].split('=')[0] if given else '--polygraphy'}: ONNX Runtime's "
+                "provider builds the engine; its options stand in deploy/provider_options.json"
+            )
+        done = run_provider(build, seconds)
+    else:
+        done = run_engine(build, arguments)
+        if polygraphy:
+            done = checked_by_polygraphy(build, done)
     if as_json:
         print_json(done.result)
     else:
