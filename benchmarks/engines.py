@@ -140,14 +140,16 @@ def made_by_us(out: Path) -> Path | None:
     return next((p for p in names if p.is_file()), None)
 
 
-def make_ours(model: Path, calibration: Path, target: str, device: str, out: Path) -> Path:
+def make_ours(
+    model: Path, calibration: Path, out: Path, target: str, device: str, effort: str
+) -> Path:
     """qcompile's Q/DQ model."""
     kept = made_by_us(out)
     if kept is not None:
         return kept
     result = qcompile.compile(
         model, target=target, device=device, calibration=str(calibration), output=out, threads=1,
-        force=True,
+        force=True, effort=effort,
     )  # fmt: skip
     found = made_by_us(out)
     if found is None:
@@ -202,6 +204,7 @@ def main() -> int:
     parser.add_argument("--peer", action="append", default=[], help="NAME=PYTHON")
     parser.add_argument("--only-peers", action="store_true", help="make none with qcompile")
     parser.add_argument("--target", default="tensorrt-int8")
+    parser.add_argument("--effort", default="default", help="of qcompile")
     parser.add_argument("--capability", nargs="+", default=list(CAPABILITIES))
     parser.add_argument(
         "--keep", type=Path, help="folder of the models; those there are used again"
@@ -225,7 +228,7 @@ def main() -> int:
                 out = folder / f"{name}.{tool}"
                 try:
                     if tool == OURS:
-                        made = make_ours(model, calibration, args.target, device, out)
+                        made = make_ours(model, calibration, out, args.target, device, args.effort)
                     else:
                         made = make_peer(tool, python, model, calibration, Path(f"{out}.onnx"))
                     row.sqnr_db = accuracy(model, made, read_feeds(test))
