@@ -64,13 +64,18 @@ def guard_float(lowering: Lowering) -> list[Note]:
         if node.domain != "" or node.op_type not in ("Conv", "ConvTranspose", "Gemm"):
             continue
         before = dequantized(node.inputs[0])
-        if before is None or before.axis is not None or not _leads_to_quantize(node.outputs[0]):
+        wide = before is None and _dequantizes(node.inputs[0])  # 16 bits, which no rule reads
+        if before is None and not wide:
+            continue
+        if before is not None and before.axis is not None:
+            continue
+        if not _leads_to_quantize(node.outputs[0]):
             continue
         where = origin(node) or node.name or ""
         if node.op_type == "Conv" and node.attributes.get("auto_pad") is None:
             node.domain, node.op_type, node.version = MICROSOFT, "FusedConv", None
             notes.append(Note(where, "written as FusedConv, so that it stays float", changed=True))
-        elif _repeat_scale(lowering, node, before):
+        elif before is not None and _repeat_scale(lowering, node, before):
             notes.append(
                 Note(where, "its input's scale is repeated, so that it stays float", changed=True)
             )
@@ -79,6 +84,11 @@ def guard_float(lowering: Lowering) -> list[Note]:
                 Note(where, "the runtime may quantize its weights per tensor: channels unknown")
             )
     return notes
+
+
+def _dequantizes(value: oir.Value | None) -> bool:
+    producer = None if value is None else value.producer()
+    return producer is not None and producer.op_type == "DequantizeLinear"
 
 
 def _leads_to_quantize(value: oir.Value) -> bool:

@@ -14,13 +14,22 @@ tensor. The backend's lowering prevents it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as oir
 
-from qcompile.ir.affine import QParams, dequantize, quantize, solve, weight_range
+from qcompile.ir.affine import (
+    QParams,
+    TensorRange,
+    dequantize,
+    quantize,
+    solve,
+    weight_range,
+)
+from qcompile.ir.errors import PassError
 from qcompile.ir.graph import constant, is_graph_output, register_constant, used_names
 from qcompile.ir.manager import CompileState, PassResult
 from qcompile.ir.notes import Note
@@ -51,7 +60,7 @@ class InsertQDQ:
         keys = weight_keys(region)
         writer = _Writer(state.model, state.target.float_constants)
         for node, site in region.sites.items():
-            _write_constants(state, writer, site, keys.get(node))
+            _write_constants(state, writer, site, keys.get(node), wide=node in region.wide)
         for value in region.tensors:
             _write_pair(state, writer, region, value)
         writer.drop_unused_constants()
@@ -145,8 +154,10 @@ def _fresh(base: str, taken: set[str]) -> str:
     return name
 
 
-def _write_constants(state: CompileState, writer: _Writer, site: Site, key: str | None) -> None:
-    """Weight, bias and constant operands of a site."""
+def _write_constants(
+    state: CompileState, writer: _Writer, site: Site, key: str | None, *, wide: bool
+) -> None:
+    """Weight, bias and constant operands of a site; beside 16-bit activations the bias stays float."""
     if site.weight is not None and key is not None and site.row is not None:
         chosen = state.weights[key]
         if key not in writer.weights:
@@ -155,7 +166,7 @@ def _write_constants(state: CompileState, writer: _Writer, site: Site, key: str 
                 base, chosen.values, chosen.qparams, site.node
             )
         _replace_input(writer, site.node, site.row.weight, writer.weights[key])
-        if site.bias is not None:
+        if site.bias is not None and not wide:
             values, qparams = integer_bias(state, site, chosen)
             base = site.bias.name or f"{key}_bias"
             result = writer.dequantized_constant(base, values, qparams, site.node)
@@ -165,6 +176,8 @@ def _write_constants(state: CompileState, writer: _Writer, site: Site, key: str 
         if array is None:
             continue
         qparams = _operand_qparams(state, site, value, array)
+        if wide and site.role == "passthrough":
+            qparams = _widened(state, qparams)
         same = (value, qparams.scale.tobytes() + qparams.zero_point.tobytes())
         if same not in writer.operands:
             writer.operands[same] = writer.dequantized_constant(
@@ -198,17 +211,61 @@ def _replace_input(writer: _Writer, node: oir.Node, index: int | None, new: oir.
     node.replace_input_with(index, new)
 
 
+def _widened(state: CompileState, qparams: QParams) -> QParams:
+    """The same range of values in 16 bits, so that tensors which share a scale share this one too."""
+    spec = state.target.wide_activation
+    if spec is None:
+        raise PassError("the plan asks for 16-bit activations, which the target does not have")
+    steps = np.array([qparams.spec.qmin, qparams.spec.qmax], np.float64)
+    ends = qparams.scale.astype(np.float64) * (steps - qparams.zero_point.astype(np.float64))
+    low, high = (np.asarray(end, np.float64) for end in ends)
+    return solve(TensorRange(low, high, "widened"), spec)
+
+
 def _write_pair(state: CompileState, writer: _Writer, region: Region, value: oir.Value) -> None:
-    """Q and DQ behind the producer of ``value``."""
-    graph = state.model.graph
+    """Q and DQ behind the producer of ``value``; a pair for each width that is read.
+
+    Where an integer kernel writes the tensor, its pair comes first and the other one reads that.
+    """
     base = value.name or ""
-    qparams = state.qparams[base]
-    integer_uses = [
-        use
-        for use in value.uses()
-        if use.node in region.sites and region.sites[use.node].activations.get(use.idx) is value
-    ]
-    uses = list(value.uses()) if value in region.written else integer_uses
+    by_width: dict[bool, list[tuple[oir.Node, int]]] = {}
+    for use in value.uses():
+        if use.node in region.sites and region.sites[use.node].activations.get(use.idx) is value:
+            by_width.setdefault(use.node in region.wide, []).append(use)
+
+    def qparams(wide: bool) -> QParams:
+        return _widened(state, state.qparams[base]) if wide else state.qparams[base]
+
+    if value not in region.written:
+        for wide, uses in sorted(by_width.items()):
+            _redirect(uses, _pair(writer, base, value, value, qparams(wide)))
+        return
+    own = value in region.wide_written
+    everyone = list(value.uses())
+    result = _pair(writer, base, value, value, qparams(own))
+    _redirect(everyone, result)
+    others = by_width.get(not own, [])
+    if others:
+        _redirect(others, _pair(writer, base, value, result, qparams(not own)))
+    if is_graph_output(value):
+        # The model's output keeps its name; the tensor before the pair gives it up.
+        for index, output in enumerate(writer.model.graph.outputs):
+            if output is value:
+                writer.model.graph.outputs[index] = result
+        value.name = writer.fresh(f"{base}_float")
+        result.name = base
+
+
+def _redirect(uses: Sequence[tuple[oir.Node, int]], to: oir.Value) -> None:
+    for node, index in uses:
+        node.replace_input_with(index, to)
+
+
+def _pair(
+    writer: _Writer, base: str, value: oir.Value, source: oir.Value, qparams: QParams
+) -> oir.Value:
+    """Q and DQ behind what writes ``source``; the DQ's result, which nothing reads yet."""
+    graph = writer.model.graph
     parameters = writer.parameters(base, qparams)
     quantized = oir.Value(
         name=writer.fresh(f"{base}_quantized"),
@@ -220,19 +277,11 @@ def _write_pair(state: CompileState, writer: _Writer, region: Region, value: oir
         type=oir.TensorType(oir.DataType.FLOAT),
         shape=value.shape,
     )
-    q = writer.node("QuantizeLinear", base, [value, *parameters], quantized, None)
+    q = writer.node("QuantizeLinear", base, [source, *parameters], quantized, None)
     dq = writer.node("DequantizeLinear", base, [quantized, *parameters], result, None)
-    producer = value.producer()
+    producer = source.producer()
     if producer is None:
         graph.insert_before(graph[0], [q, dq])
     else:
         graph.insert_after(producer, [q, dq])
-    for use in uses:
-        use.node.replace_input_with(use.idx, result)
-    if value in region.written and is_graph_output(value):
-        # The model's output keeps its name; the tensor before the pair gives it up.
-        for index, output in enumerate(graph.outputs):
-            if output is value:
-                graph.outputs[index] = result
-        value.name = writer.fresh(f"{base}_float")
-        result.name = base
+    return result

@@ -14,7 +14,8 @@ from qcompile.ir.errors import PassError, TargetError
 from qcompile.ir.graph import single_consumer
 from qcompile.ir.manager import CompileState
 from qcompile.ir.notes import Note
-from qcompile.ir.plan import FP8, INT8
+from qcompile.ir.plan import FP8, INT8, INT16
+from qcompile.ir.target import Target
 from qcompile.passes.quantizable import Site, classify, static_sites
 
 __all__ = ["Region", "integer_region", "observed_tensors", "pairs", "qdq_tensors"]
@@ -29,6 +30,8 @@ class Region:
         absorbed: integer site's output -> output of the Relu or Clip that its kernel takes in.
         tensors: those that get a Q/DQ, in graph order.
         written: among them, those that an integer kernel writes: all their consumers read the DQ.
+        wide: sites whose activations take 16 bits.
+        wide_written: tensors that those write.
         refused: sites that the plan wants integer and that stay float, with reasons.
     """
 
@@ -36,6 +39,8 @@ class Region:
     absorbed: dict[oir.Value, oir.Value] = field(default_factory=dict)
     tensors: list[oir.Value] = field(default_factory=list)
     written: set[oir.Value] = field(default_factory=set)
+    wide: set[oir.Node] = field(default_factory=set)
+    wide_written: set[oir.Value] = field(default_factory=set)
     refused: list[Note] = field(default_factory=list)
 
     def result(self, output: oir.Value) -> oir.Value:
@@ -106,13 +111,15 @@ def integer_region(state: CompileState) -> Region:
         if owner is not None and owner.node in region.sites:
             region.absorbed[next(iter(site.activations.values()))] = site.outputs[0]
             continue
-        if choice is None or choice.precision not in (INT8, FP8):
+        if choice is None or choice.precision not in (INT8, INT16, FP8):
             continue
-        reason = _other_form(choice.precision, state.target.precision) or site.reason
+        reason = _other_form(choice.precision, state.target) or site.reason
         if not reason and owner is not None:
             reason = f"'{owner.origin}' before it is float"
         if not reason:
             region.sites[site.node] = site
+            if choice.precision == INT16:
+                region.wide.add(site.node)
         elif choice.pinned:
             raise TargetError(
                 f"node '{site.origin}' ({site.op_type}) is pinned to {choice.precision} but "
@@ -124,8 +131,9 @@ def integer_region(state: CompileState) -> Region:
     return region
 
 
-def _other_form(asked: str, able: str) -> str:
-    return "" if asked == able else f"the target's form is {able}, not {asked}"
+def _other_form(asked: str, target: Target) -> str:
+    able = [target.precision, *([INT16] if target.wide_activation is not None else [])]
+    return "" if asked in able else f"the target's form is {' or '.join(able)}, not {asked}"
 
 
 def _choose_tensors(graph: oir.Graph, region: Region, given: Collection[str]) -> None:
@@ -137,6 +145,8 @@ def _choose_tensors(graph: oir.Graph, region: Region, given: Collection[str]) ->
             # a scale that the model brought stands for a rounding that it was trained with
             if always or result in read or result.name in given:
                 region.written.add(result)
+                if site.node in region.wide:
+                    region.wide_written.add(result)
     needed = read | region.written
     ordered = list(graph.inputs) + list(graph.initializers.values())
     for node in graph:

@@ -16,6 +16,7 @@ __all__ = [
     "FP8",
     "INT8",
     "INT8_DYNAMIC",
+    "INT16",
     "PLAN_VERSION",
     "WEIGHTS",
     "LayerChoice",
@@ -27,9 +28,11 @@ FLOAT = "float"
 INT8 = "int8"
 INT8_DYNAMIC = "int8-dynamic"
 FP8 = "fp8"
+INT16 = "int16"
+"""Weights in 8 bits, activations in 16."""
 WEIGHTS = ("int2-weights", "int3-weights", "int4-weights", "int8-weights", "nf4-weights")
 """Weights in few bits, activations in float."""
-PRECISIONS = (FLOAT, INT8, INT8_DYNAMIC, FP8, *WEIGHTS)
+PRECISIONS = (FLOAT, INT8, INT8_DYNAMIC, INT16, FP8, *WEIGHTS)
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,8 @@ class LayerChoice:
     Attributes:
         origin: stable origin id of the node.
         op_type: its operator.
-        precision: "float", "int8" (static), "int8-dynamic", "fp8" (E4M3, static).
+        precision: "float", "int8" (static), "int8-dynamic", "int16" (static, activations in 16
+            bits), "fp8" (E4M3, static).
         reason: why, one clause.
         sensitivity: output error energy caused by this layer alone, relative to the output's
             (a linear ratio: 0.01 means 20 dB), None when not measured.

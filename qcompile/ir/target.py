@@ -115,6 +115,8 @@ class Target:
             instead of as integers with a DQ.
         quantizes_anywhere: a float kernel can write integers, so that what stands between layers needs
             no integer producer to be worth reading them.
+        wide_activation: request for activations of layers that are "int16", a static form beside
+            the first one with the same weights; None where the target has none.
         precision: the plan's word for a layer in this target's static form.
         rests: types that what stays float may take, the default first; what does not fit 16 bits
             stays float32.
@@ -141,6 +143,7 @@ class Target:
     concat_shares_scale: bool = False
     float_constants: bool = False
     quantizes_anywhere: bool = False
+    wide_activation: QuantSpec | None = None
     precision: str = INT8
     rests: tuple[str, ...] = ("fp32",)
     longest_attention: int = 0

@@ -14,7 +14,7 @@ from qcompile.build import Builder
 from qcompile.data.inputs import Feed
 from qcompile.environment import describe_machine, describe_versions
 from qcompile.ir.errors import OptionError
-from qcompile.ir.plan import FLOAT, INT8_DYNAMIC
+from qcompile.ir.plan import FLOAT, INT8, INT8_DYNAMIC, INT16
 from qcompile.job import Job
 from qcompile.planner.clock import typical_feed
 from qcompile.planner.costs import MEASURED, Costs, measure_costs, table_costs
@@ -73,6 +73,10 @@ def job_costs(
     options, model = job.options, job.prepared.model
     everything = full_plan(job.prepared.sites)
     plain, integer, dynamic = cost_models(job, builder)
+    wide = None
+    if job.prepared.target.wide_activation is not None:
+        able = [layer.origin for layer in everything.layers if layer.precision == INT8]
+        wide = builder.build(everything.with_choice(able, INT16, "all that can be")).path
     names = [v.name for n in model.graph for v in (*n.inputs, *n.outputs) if v and v.name]
     feed = typical_feed(feeds)
     seen = shapes_seen(model, names, feed, job.work, options.custom_ops)
@@ -82,6 +86,7 @@ def job_costs(
         [feed],
         original=job.float_path,
         dynamic_model=dynamic,
+        wide_model=wide,
         clock=clock,
         planned=[layer.origin for layer in everything.layers if layer.precision != FLOAT],
         elements={name: prod(shape) for name, shape in seen.items()},
@@ -118,7 +123,13 @@ def estimated_costs(job: Job, feeds: Sequence[Feed]) -> Costs:
     features = set(job.prepared.target.features)
     dot_products = not features.isdisjoint({"avx512_vnni", "avx_vnni", "asimddp", "i8mm"})
     dynamic = [u.origin for u in units(job.prepared.sites) if u.dynamic]
-    return table_costs(work, elements, dynamic=dynamic, speedup=SPEEDUP[dot_products])
+    return table_costs(
+        work,
+        elements,
+        dynamic=dynamic,
+        wide=job.prepared.target.wide_activation is not None,
+        speedup=SPEEDUP[dot_products],
+    )
 
 
 def read_costs(job: Job, path: Path) -> Costs:

@@ -17,6 +17,7 @@ from typing import Any
 from qcompile.backends.ort import Feed
 from qcompile.environment import describe_machine, describe_versions
 from qcompile.ir.errors import OptionError
+from qcompile.ir.plan import INT16
 from qcompile.measure import measure_many
 from qcompile.planner.clock import idle_ns
 from qcompile.planner.graph_problem import Latencies
@@ -41,6 +42,7 @@ class LayerCost:
     float_ns: int | None = None
     int_ns: int | None = None
     dynamic_ns: int | None = None
+    wide_ns: int | None = None
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ class Costs:
         layers: origin id -> cost.
         quantize_ns: tensor -> latency of making it integer, with what rearranging that needs.
         dequantize_ns: tensor -> latency of making it float again.
-        totals_ns: form ("float", "int8", "int8-dynamic") -> latency of the whole model in it, and of
+        totals_ns: form ("float", "int8", "int8-dynamic", "int16") -> latency of the whole model in it, and of
             the user's own ("original").
         base_ns: what a call costs that does no work.
         source: "measured" or "table".
@@ -90,6 +92,7 @@ class Costs:
             float_ns=form(lambda c: c.float_ns),
             int_ns=form(lambda c: c.int_ns),
             dynamic_ns=form(lambda c: c.dynamic_ns),
+            wide_ns=form(lambda c: c.wide_ns),
             quantize_ns=dict(self.quantize_ns),
             dequantize_ns=dict(self.dequantize_ns),
             base_ns=self.base_ns + rest,
@@ -120,6 +123,7 @@ class Costs:
                     ("float_ns", cost.float_ns),
                     ("int_ns", cost.int_ns),
                     ("dynamic_ns", cost.dynamic_ns),
+                    ("wide_ns", cost.wide_ns),
                 )
                 if ns is not None
             }
@@ -203,6 +207,7 @@ def measure_costs(
     *,
     original: Path | None = None,
     dynamic_model: Path | None = None,
+    wide_model: Path | None = None,
     planned: Collection[str] = (),
     elements: Mapping[str, int] | None = None,
     threads: int | None = None,
@@ -219,6 +224,7 @@ def measure_costs(
         feeds: inputs; the costs are those of the first one's shapes.
         original: the user's model, for its latency alone.
         dynamic_model: lowered model in which everything that can be is int8-dynamic.
+        wide_model: lowered model in which everything that can be is int16.
         planned: layers that are integer in ``int_model``: conversions among them count with
             them (an activation that is faster in float has its own Q and DQ).
         elements: tensor name -> elements, for the tensors whose conversions are wanted.
@@ -234,6 +240,8 @@ def measure_costs(
     paths = {"float": Path(float_model), "int8": Path(int_model)}
     if dynamic_model is not None:
         paths["int8-dynamic"] = Path(dynamic_model)
+    if wide_model is not None:
+        paths[INT16] = Path(wide_model)
     told = progress or (lambda share: None)
     models = paths if original is None else {**paths, ORIGINAL: Path(original)}
     known = dict(clock or {})
@@ -293,7 +301,12 @@ def _assemble(
         quantize[tensor], dequantize[tensor] = round(out), round(back)
     return Costs(
         layers={
-            name: LayerCost(cost("float", name), cost("int8", name), cost("int8-dynamic", name))
+            name: LayerCost(
+                cost("float", name),
+                cost("int8", name),
+                cost("int8-dynamic", name),
+                cost(INT16, name),
+            )
             for name in names
         },
         quantize_ns=quantize,
@@ -313,6 +326,7 @@ def table_costs(
     elements: Mapping[str, int],
     *,
     dynamic: Collection[str] = (),
+    wide: bool = False,
     speedup: float = 3.0,
 ) -> Costs:
     """Costs estimated from work alone, for a target that cannot be measured here.
@@ -322,6 +336,8 @@ def table_costs(
         elements: tensor name -> elements.
         dynamic: layers that have a form with scales found at run time; it reads what it quantizes
             twice, and writes float.
+        wide: there is a form with 16-bit activations; it multiplies half as fast as int8 and moves
+            twice the bytes.
         speedup: how much faster int8 multiply-accumulates are.
     """
     units = table_unit_costs()
@@ -334,6 +350,7 @@ def table_costs(
             dynamic_ns=round(2 * moved + macs * units.mac_ns / speedup)
             if origin in dynamic
             else None,
+            wide_ns=round(moved + 2 * macs * units.mac_ns / speedup) if wide else None,
         )
     return Costs(
         layers=layers,

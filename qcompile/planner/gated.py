@@ -175,8 +175,11 @@ class _Builder:
         """Constant inputs (weight, bias, operands) as the rounded forms read them."""
         found: dict[int, npt.NDArray[np.generic]] = {}
         if unit.static:
+            bias = None if unit.site.row is None else unit.site.row.bias
             for index, value in enumerate(self._twin(unit).inputs):
                 dq = _producer(value, "DequantizeLinear")
+                if static and index == bias and (shifted := constant(value)) is not None:
+                    found[index] = shifted  # a form that keeps its bias in float, corrected
                 if dq is None or constant(dq.inputs[0]) is None:
                     continue
                 # Biases are rounded with the static input's scale: not in a form that has none.

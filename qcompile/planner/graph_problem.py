@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 
 import onnx_ir as oir
 
-from qcompile.ir.plan import FLOAT, INT8, INT8_DYNAMIC, LayerChoice, PrecisionPlan
+from qcompile.ir.plan import FLOAT, INT8, INT8_DYNAMIC, INT16, LayerChoice, PrecisionPlan
 from qcompile.passes.quantizable import Site
 from qcompile.planner.problem import PlanNode, PlanTensor, Problem
 from qcompile.planner.sensitivity import Sensitivity
 from qcompile.planner.units import Unit
+from qcompile.planner.widening import Wider
 
 __all__ = ["Latencies", "plan_of_labels", "problem_from_graph"]
 
@@ -24,6 +25,7 @@ class Latencies:
         float_ns: float form of each node (what a fusion took in costs nothing).
         int_ns: int8 form.
         dynamic_ns: int8-dynamic form; absent means that it is not offered.
+        wide_ns: int16 form; absent means that it is not offered.
         quantize_ns: QuantizeLinear of a tensor.
         dequantize_ns: DequantizeLinear of a tensor.
         base_ns: everything outside the plan.
@@ -32,6 +34,7 @@ class Latencies:
     float_ns: Mapping[str, int]
     int_ns: Mapping[str, int]
     dynamic_ns: Mapping[str, int] = field(default_factory=dict)
+    wide_ns: Mapping[str, int] = field(default_factory=dict)
     quantize_ns: Mapping[str, int] = field(default_factory=dict)
     dequantize_ns: Mapping[str, int] = field(default_factory=dict)
     base_ns: int = 0
@@ -135,6 +138,7 @@ def plan_of_labels(
     problem: Problem,
     labels: Mapping[str, str],
     reasons: Mapping[str, str] | None = None,
+    wider: Wider | None = None,
 ) -> PrecisionPlan:
     """The plan file's form of ``labels``: every site in graph order, with reason and numbers.
 
@@ -144,6 +148,7 @@ def plan_of_labels(
         problem: what was solved.
         labels: origin of unit -> label.
         reasons: origin -> why, in place of the one made from the numbers.
+        wider: what the int16 form costs, where labels say it.
     """
     owners = {site.node: unit for unit in units for site in (unit.site, *unit.absorbed)}
     layers = []
@@ -158,6 +163,19 @@ def plan_of_labels(
             layers.append(LayerChoice(site.origin, site.op_type, label, why))
             continue
         node = problem.nodes[problem.index[unit.origin]]
+        if label == INT16 and wider is not None:
+            ns, error = wider.ns.get(unit.origin), wider.error.get(unit.origin, 0.0)
+            why = (
+                "pinned by the user"
+                if unit.origin in wider.only
+                else f"int8 alone causes error {node.sensitivity:.2g}, 16-bit activations "
+                f"{error:.2g}: found by expansion, a heuristic"
+            )
+            pinned = unit.origin in wider.only
+            layers.append(
+                LayerChoice(site.origin, site.op_type, label, why, error, node.float_ns, ns, pinned)
+            )
+            continue
         layers.append(
             LayerChoice(
                 site.origin,

@@ -10,21 +10,22 @@ import numpy as np
 
 from qcompile.build import Builder
 from qcompile.ir.errors import BudgetError, OptionError, PassError
-from qcompile.ir.plan import FLOAT, PrecisionPlan
+from qcompile.ir.plan import FLOAT, INT8, INT16, PrecisionPlan
 from qcompile.job import Job
 from qcompile.planner.costing import cost_models, elsewhere, estimated_costs, job_costs, read_costs
 from qcompile.planner.costs import Costs
 from qcompile.planner.energy import Energy
 from qcompile.planner.gated_session import GatedSession
-from qcompile.planner.graph_problem import plan_of_labels, problem_from_graph
-from qcompile.planner.grouped import measure_model
+from qcompile.planner.graph_problem import Latencies, plan_of_labels, problem_from_graph
+from qcompile.planner.grouped import Measured, measure_model
 from qcompile.planner.problem import LABELS, Problem
 from qcompile.planner.race import Candidate, Race
 from qcompile.planner.replan import solve_measured
 from qcompile.planner.sensitivity import Sensitivity
 from qcompile.planner.sizing import solve_sized, stored_bytes
-from qcompile.planner.sweep import pareto, pareto_json
+from qcompile.planner.sweep import PlanPoint, pareto, pareto_json
 from qcompile.planner.units import full_plan, units
+from qcompile.planner.widening import Wider, wide_front, wide_point
 from qcompile.reporter import Reporter
 from qcompile.sizes import model_bytes
 from qcompile.stopwatch import Stopwatch
@@ -69,6 +70,8 @@ class Proposer:
         self._units = units(job.prepared.sites)
         self._session: GatedSession | None = None
         self._problem: Problem | None = None
+        self._wider: Wider | None = None
+        self._front: list[PlanPoint] | None = None
         self.costs: Costs | None = None
 
     @property
@@ -80,7 +83,17 @@ class Proposer:
 
     def front(self) -> str | None:
         """The Pareto front of predicted plans as JSON, None when no problem was measured."""
-        return None if self._problem is None else pareto_json(pareto(self._problem))
+        return None if self._problem is None else pareto_json(self._points())
+
+    def _points(self) -> list[PlanPoint]:
+        """The exact front over two forms; expanded where the target has a third."""
+        if self._front is None:
+            self._front = (
+                pareto(self.problem)
+                if self._wider is None
+                else wide_front(self.problem, self._wider, search_time=self._seconds / 2)
+            )
+        return self._front
 
     def beside(self, candidates: Sequence[Candidate]) -> tuple[Path, ...]:
         """The models whose latencies ``propose`` will need, to be timed with the candidates."""
@@ -92,17 +105,19 @@ class Proposer:
 
     def predict(self, candidates: Sequence[Candidate]) -> list[Candidate]:
         """The candidates with latencies from the costs alone: equal costs give equal choices."""
-        energy = Energy(self.problem)
+        problem = self.problem  # measures what the next lines read
+        energy = Energy(problem)
         base = self._float_ns()
         found = []
         for candidate in candidates:
-            plan = candidate.build.plan.by_origin()
-            labels = [
-                LABELS.index(plan[n.origin].precision) if n.origin in plan else 0
-                for n in self.problem.nodes
-            ]
+            plan = candidate.build.plan
+            labels = {n.origin: plan.precision(n.origin) for n in problem.nodes}
             try:
-                ns = energy.total_ns(np.array(labels, np.int64))
+                if self._wider is not None:
+                    ns = wide_point(problem, self._wider, labels).latency_ns
+                else:
+                    rows = [LABELS.index(label) for label in labels.values()]
+                    ns = energy.total_ns(np.array(rows, np.int64))
             except OptionError as e:  # the costs know nothing of a form that the candidate has
                 found.append(replace(candidate, refused=candidate.refused or str(e)))
                 continue
@@ -133,13 +148,29 @@ class Proposer:
                 search_time=self._seconds / 2 / len(goals),
             )
             self._reporter.advance(count + 1, len(goals))
-            if trial is None or all(v == FLOAT for v in trial.point.labels.values()):
-                continue
-            plan = self._plan(trial.point.labels)
-            if _key(plan) not in seen:
+            points = [] if trial is None else [(f"cut for {goal:.0f} dB", trial.point)]
+            limit = 10 ** (-goal / 10) if trial is None else trial.limit
+            wide = self._expanded(limit, None if trial is None else trial.point)
+            if wide is not None:
+                name = f"cut for {goal:.0f} dB expanded to 16 bits (a heuristic)"
+                points.append((name, wide))
+            for name, point in points:
+                plan = self._plan(point.labels)
+                if all(v == FLOAT for v in point.labels.values()) or _key(plan) in seen:
+                    continue
                 seen.add(_key(plan))
-                made.append(self._race.accuracy(f"cut for {goal:.0f} dB", plan))
+                made.append(self._race.accuracy(name, plan))
         return made
+
+    def _expanded(self, max_error: float, exact: PlanPoint | None) -> PlanPoint | None:
+        """The fastest plan with 16-bit layers within an error, None where ``exact`` is as fast."""
+        if self._wider is None:
+            return None
+        able = [p for p in self._points() if p.error <= max_error and p.found_by == "expansion"]
+        best = min(able, key=lambda p: p.latency_ns, default=None)
+        if best is None or (exact is not None and exact.latency_ns <= best.latency_ns):
+            return None
+        return best
 
     def _room(self, known: Sequence[Candidate]) -> int | None:
         """Bytes that --max-size leaves for the weights of all sites; None without that limit."""
@@ -197,24 +228,58 @@ class Proposer:
 
     def _plan(self, labels: Mapping[str, str]) -> PrecisionPlan:
         sites = self._job.prepared.sites
-        return self._pinned(plan_of_labels(sites, self._units, self.problem, labels))
+        return self._pinned(
+            plan_of_labels(sites, self._units, self.problem, labels, wider=self._wider)
+        )
 
     def _measured(self) -> Problem:
         with self._watch("sensitivities"):
             sensitivities = self._sensitivities()
         with self._watch("costs"):
             self.costs = self._costs()
+        latencies = self.costs.latencies([name for u in self._units for name in u.origins])
+        pins = {c.origin: c.precision for c in self._start.layers if c.pinned}
+        if self._job.prepared.target.wide_activation is not None:
+            with self._watch("sensitivities"):
+                self._wider = self._measured_wide(latencies, pins)
         return problem_from_graph(
             self._units,
-            self.costs.latencies([name for u in self._units for name in u.origins]),
+            latencies,
             sensitivities,
-            pins={c.origin: c.precision for c in self._start.layers if c.pinned},
+            pins={origin: label for origin, label in pins.items() if label != INT16},
+        )
+
+    def _measured_wide(self, latencies: Latencies, pins: Mapping[str, str]) -> Wider:
+        """What the int16 form of each unit costs and disturbs."""
+        everything = full_plan(self._job.prepared.sites)
+        able = [c.origin for c in everything.layers if c.precision == INT8]
+        plan = everything.with_choice(able, INT16, "all that can be")
+        found = self._gated(plan).sensitivities.filled(self._units)
+        return Wider(
+            ns={
+                u.origin: sum(latencies.wide_ns.get(name, 0) for name in u.origins)
+                for u in self._units
+                if u.static and u.origin in latencies.wide_ns
+            },
+            error={origin: one.reading for origin, one in found.items()},
+            write_error={
+                v.name or "": found[u.origin].writing / len(u.outputs)
+                for u in self._units
+                for v in u.outputs
+            },
+            only=frozenset(origin for origin, label in pins.items() if label == INT16),
         )
 
     def _sensitivities(self) -> Mapping[str, Sensitivity]:
+        found = self._gated(full_plan(self._job.prepared.sites))
+        self._session = found.session
+        return found.sensitivities.filled(self._units)
+
+    def _gated(self, plan: PrecisionPlan) -> Measured:
+        """Sensitivities in the forms of a plan in which everything is integer that can be."""
         options, prepared = self._job.options, self._job.prepared
-        quantized, _ = self._builder.portable(full_plan(prepared.sites))
-        found = measure_model(
+        quantized, _ = self._builder.portable(plan)
+        return measure_model(
             prepared.model,
             quantized,
             prepared.target,
@@ -225,8 +290,6 @@ class Proposer:
             custom_ops=options.custom_ops,
             progress=self._reporter.advance,
         )
-        self._session = found.session
-        return found.sensitivities.filled(self._units)
 
     def _float_ns(self) -> float:
         if self.costs is None:
