@@ -3,8 +3,9 @@
     python docs/run_recipes.py [NAME ...] [--models DIR] [--fetched DIR]
 
 Of each page the python blocks whose first line is a comment with a file's name are written to an empty
-folder, and the sh blocks are run there in order. ``$MODELS`` is models/; pages with ``needs: MODEL`` want
-it in ``$FETCHED`` (python models/fetch.py), and are skipped with a word where it is not there.
+folder, and the sh blocks are run there in order. ``$MODELS`` is models/; pages with ``needs: MODEL`` (or
+a file's whole name) want it in ``$FETCHED`` (python models/fetch.py), and are skipped with a word where it
+is not there.
 """
 
 from __future__ import annotations
@@ -21,7 +22,10 @@ from pathlib import Path
 
 DOCS = Path(__file__).resolve().parent
 PAGES = {
-    **{name: DOCS / "recipes" / f"{name}.md" for name in ("cnn", "transformer", "detector", "ocr")},
+    **{
+        name: DOCS / "recipes" / f"{name}.md"
+        for name in ("cnn", "transformer", "language-model", "detector", "ocr")
+    },
     **{name: DOCS / f"{name}.md" for name in ("writing-a-pass", "writing-a-backend")},
 }
 _BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.S | re.M)
@@ -79,7 +83,8 @@ def main() -> int:
     failed = []
     for name in args.names or PAGES:
         recipe = read(PAGES[name])
-        lacking = [m for m in recipe.needs if not (args.fetched / f"{m}.onnx").is_file()]
+        files = {m: m if "." in m else f"{m}.onnx" for m in recipe.needs}
+        lacking = [m for m, file in files.items() if not (args.fetched / file).is_file()]
         if lacking:
             print(f"=== {name}: skipped, needs {', '.join(lacking)} (python models/fetch.py)")
             continue
