@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
+from mkdocs.structure.files import File, Files
+
+SCHEMA = Path(__file__).resolve().parent.parent / "qcompile" / "report.schema.json"
+IN_CLONE, ON_SITE = "../qcompile/report.schema.json", "schemas/report.schema.json"
 
 
-def on_post_build(config: Any, **_: Any) -> None:
-    """Copy the schema when the site is written."""
-    folder = Path(config["site_dir"]) / "schemas"
-    folder.mkdir(exist_ok=True)
-    shutil.copy(ROOT / "qcompile" / "report.schema.json", folder / "report.schema.json")
+def on_files(files: Files, config: Any, **_: Any) -> Files:
+    """Add the schema to the site's files, so that links to it are checked too."""
+    files.append(File.generated(config, ON_SITE, abs_src_path=str(SCHEMA)))
+    return files
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """Where the schema lies in the clone, to where it lies on the site."""
+    return markdown.replace(f"({IN_CLONE})", f"({ON_SITE})")

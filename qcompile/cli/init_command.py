@@ -73,6 +73,7 @@ def _script(specs: tuple[InputSpec, ...]) -> str:
         "",
         "def samples():",
         '    """Yield one feed a sample: {input name: array}."""',
+        '    raise NotImplementedError("load real samples here, then delete this line")',
         "    for _ in range(64):",
         "        yield {",
     ]

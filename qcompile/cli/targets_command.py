@@ -59,6 +59,10 @@ def _list(as_json: bool) -> None:
             continue
         forms = ", ".join(found.ops) or "everything in half precision"
         kinds = (found.activation.dtype, found.weight.dtype) if found.ops else ("", "")
+        if found.weights is not None:
+            bits = found.weights.bits
+            kinds = ("float", "nf4" if found.weights.codebook else f"{bits} bits in blocks")
+            forms = "constant matrices of MatMul, Gemm and Gather"
         table.add_row(name, found.device, *kinds, forms)
     console.print(table)
     console.print("\nCPUs (--device), for ort-*:")

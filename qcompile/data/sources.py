@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from qcompile.data.images import IMAGE_SUFFIXES, Preprocess, parse_preprocess
 from qcompile.data.inputs import Feed, InputSpec, fit_feed, random_feeds
 from qcompile.data.script import beside, load_function
 from qcompile.data.text import TEXT_SUFFIXES, TextRecipe, open_text
-from qcompile.ir.errors import BackendMissingError, CalibrationError, OptionError
+from qcompile.ir.errors import BackendMissingError, CalibrationError, OptionError, QCompileError
 
 __all__ = ["FeedSet", "open_feeds"]
 
@@ -235,6 +235,21 @@ def _polygraphy_json(path: Path) -> Iterable[Any]:
     return loaded if isinstance(loaded, list) else [loaded]
 
 
+def _drawn(produced: Iterable[Any], description: str) -> Iterator[Any]:
+    """Its items; what the user's generator raises names where it comes from."""
+    count = 0
+    try:
+        for item in produced:
+            yield item
+            count += 1
+    except QCompileError:
+        raise
+    except Exception as e:  # the user's own code may raise anything
+        raise CalibrationError(
+            f"{description} raised {type(e).__name__} at sample {count}: {e}"
+        ) from e
+
+
 def _open_iterable(source: object, specs: tuple[InputSpec, ...], description: str) -> FeedSet:
     """Spools an iterable to a temporary folder, so that it may be longer than memory and read twice."""
     produced = source() if callable(source) else source
@@ -249,7 +264,7 @@ def _open_iterable(source: object, specs: tuple[InputSpec, ...], description: st
     held = tempfile.TemporaryDirectory(prefix="qcompile-feeds-", ignore_cleanup_errors=True)
     folder = Path(held.name)
     count = 0
-    for item in produced:
+    for item in _drawn(produced, description):
         feed = (
             item
             if isinstance(item, Mapping)
