@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import onnx_ir as oir
 
 from qcompile.ir.errors import BackendMissingError, ModelError
 
@@ -29,6 +30,7 @@ __all__ = [
     "open_session",
     "runtime_version",
     "saved_optimized",
+    "type_name",
 ]
 
 Feed = Mapping[str, Any]
@@ -104,6 +106,12 @@ def _runtime() -> Any:
 def runtime_version() -> str:
     """Version of the installed ONNX Runtime, as "1.31.0"."""
     return str(_runtime().__version__)
+
+
+def type_name(dtype: oir.DataType | None) -> str:
+    """A tensor's type as ONNX Runtime writes it, "tensor(float)"."""
+    wanted = None if dtype is None else np.dtype(dtype.numpy())
+    return next((name for name, one in _DTYPES.items() if np.dtype(one) == wanted), "")
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,13 @@ class TensorInfo:
         return math.prod(self.shape)
 
 
+_WEIGHTS_ASIDE = {
+    "session.optimized_model_external_initializers_file_name": "graph.data",
+    "session.optimized_model_external_initializers_min_size_in_bytes": "4096",
+}
+"""The optimized graph is read for its nodes alone, and above 2 GB it could not be written whole."""
+
+
 @dataclass(frozen=True)
 class Kernel:
     """One executed node.
@@ -108,6 +115,7 @@ class Profiler:
             custom_ops=custom_ops,
             profile=folder / "profile",
             save_optimized=self._graph,
+            config=_WEIGHTS_ASIDE,
         )
 
     def run(self, feed: Feed) -> None:

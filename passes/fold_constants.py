@@ -20,6 +20,7 @@ from onnx.reference import ReferenceEvaluator
 
 from qcompile.ir.graph import constant, drop_unused, is_graph_output, origin
 from qcompile.ir.manager import CompileState, Note, PassResult
+from qcompile.ir.on_disk import kept
 
 __all__ = ["FoldConstants"]
 
@@ -103,7 +104,7 @@ class FoldConstants:
         grown = sum(a.nbytes for a in arrays) - 2 * sum(a.nbytes for a in feeds.values())
         if grown > self.max_growth:
             return None, f"constant, but the result would add {grown >> 20} MB to the model"
-        return [oir.tensor(np.asarray(a, order="C")) for a in arrays], None
+        return [oir.tensor(kept(a)) for a in arrays], None
 
 
 def _static_shape(graph: oir.Graph, node: oir.Node) -> npt.NDArray[np.int64] | None:

@@ -17,6 +17,7 @@ import numpy.typing as npt
 import onnx_ir as oir
 
 from qcompile.ir.graph import add_initializer, attribute, constant, is_graph_output, single_consumer
+from qcompile.ir.on_disk import kept
 
 __all__ = ["Affine", "Array", "Linear", "as_linear", "read_affine", "set_constant"]
 
@@ -281,7 +282,7 @@ def set_constant(
         and not old.is_graph_input()
         and not is_graph_output(old)
     ):
-        old.const_value = oir.tensor(array, name=old.name)
+        old.const_value = oir.tensor(kept(array), name=old.name)
         old.shape = oir.Shape(array.shape)
         old.type = oir.TensorType(oir.DataType.from_numpy(array.dtype))
         return

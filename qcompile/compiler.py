@@ -19,6 +19,7 @@ from qcompile.ir.save import save_model
 from qcompile.job import Job, doubted, gather, start_plan
 from qcompile.learned import find_learned
 from qcompile.lock import Lock
+from qcompile.memory import room_for
 from qcompile.options import Options, make_options
 from qcompile.planner.search import search
 from qcompile.portable_flow import compile_portable, portable_builder
@@ -73,7 +74,7 @@ def compile_with(source: Any, options: Options, reporter: Reporter | None = None
     with tempfile.TemporaryDirectory(prefix="qcompile-", ignore_cleanup_errors=True) as scratch:
         work = Path(scratch)
         with stages("load and prepare"):
-            prepared = prepare(source, target, options)
+            prepared = prepare(source, target, options, work)
         with stages("read data"):
             data = gather(prepared, options)
         data = doubted(prepared, data, options, work)
@@ -82,6 +83,9 @@ def compile_with(source: Any, options: Options, reporter: Reporter | None = None
         if previous is not None:
             return previous
         job = Job(prepared, data, options, *_float_files(source, prepared, work))
+        if target.weights is not None:
+            room = room_for(prepared.loaded.model, options.memory_limit)
+            job = replace(job, room=room)
         job = with_state(job)
         if options.base is not None:
             base = open_base(options.base)

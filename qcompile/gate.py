@@ -16,17 +16,27 @@ import numpy as np
 from qcompile.backends.ort import AS_WRITTEN, CPU, Session, open_session
 from qcompile.batch_check import BATCH, check_batch
 from qcompile.compare import OutputComparison, OutputResult, compare_outputs
+from qcompile.gate_alone import latency_checks, opens_alone, shapes_text, speed_alone, told_apart
 from qcompile.interface import at_batch, interface_faults, shape_extremes
 from qcompile.ir.errors import CalibrationError, ModelError, OptionError
-from qcompile.limits import Limits, Metric, accuracy_checks, compare_scores, named_metric, scores
+from qcompile.limits import (
+    Limits,
+    Metric,
+    accuracy_checks,
+    compare_scores,
+    named_metric,
+    output_notes,
+    scores,
+    speed_check,
+)
 from qcompile.measure import LoadResult, SpeedResult, measure_load, measure_pair
 from qcompile.rollout import Rollout, StepResult, roll
+from qcompile.segmented import SegmentedSession
 from qcompile.sizes import model_bytes
 from qcompile.verdict import (
     FAIL,
     PASS,
     SKIPPED,
-    VAGUE,
     Check,
     GateResult,
     ScoreResult,
@@ -52,6 +62,7 @@ def judge(
     rollout: Rollout | None = None,
     reference: Path | None = None,
     fused: Path | None = None,
+    parts: SegmentedSession | None = None,
     threads: int | None = None,
     budget_s: float = 10.0,
     speed: bool = True,
@@ -75,6 +86,8 @@ def judge(
         reference: what the outputs must equal where that is not ``float_model``: a model that comes
             with Q/DQ, run as it is written.
         fused: the float form of the artifact's lowering, timed beside the two for the report.
+        parts: the float model where it does not fit in memory: outputs are compared as ever, its speed
+            is not measured, and the artifact alone is tried at other shapes and batches.
         rollout: how state is carried over, for models that keep some; N steps are then judged too.
         threads: threads inside an operator; None leaves the runtime's choice.
         budget_s: time for timing.
@@ -94,7 +107,7 @@ def judge(
     limits = limits or Limits()
     gate = _Gate(Path(float_model), Path(artifact), feeds, limits, threads, custom_ops, progress)
     gate.config, gate.reference, gate.provider = config, reference, provider
-    gate.fused, gate.extremes = fused, extremes
+    gate.fused, gate.extremes, gate.parts = fused, extremes, parts
     gate.sizes()
     if gate.opens() and gate.interface():
         gate.accuracy(list(names) or [str(i) for i in range(len(feeds))], slices or {})
@@ -105,7 +118,7 @@ def judge(
         gate.outputs_check(with_metric=metric is not None)
         if speed and not any(c.name == "runs" and c.state == FAIL for c in gate.checks):
             gate.speed(budget_s)
-    if gate.timed is None:
+    if not any(check.name == "speed" for check in gate.checks):
         gate.checks.append(Check("speed", SKIPPED, "speed was not measured"))
     return conclude(
         gate.checks,
@@ -144,7 +157,10 @@ class _Gate:
     reference: Path | None = None
     fused: Path | None = None
     extremes: Sequence[Feed] = ()
+    parts: SegmentedSession | None = None
     provider: str = CPU
+    float_session: Session = field(init=False)
+    artifact_session: Session = field(init=False)
 
     def sizes(self) -> None:
         self.float_bytes = model_bytes(self.float_model)
@@ -160,19 +176,20 @@ class _Gate:
     def opens(self) -> bool:
         """Open both in processes of their own, so that a model that crashes is a finding."""
         self._tell("open", 0.0)
+        if self.parts is not None:
+            return self._opens_alone(self.parts)
         self.float_session = (
             self._session(self.float_model)
             if self.reference is None
             else self._session(self.reference, AS_WRITTEN)
         )
-        tried = [
-            (f"the shape {_shapes(f)}", f) for f in (*shape_extremes(self.feeds), *self.extremes)
-        ]
+        shapes = (*shape_extremes(self.feeds), *self.extremes)
+        tried = [(f"the shape {shapes_text(f)}", f) for f in shapes]
         batched = at_batch(self.feeds[0], self.float_session.inputs, BATCH)
         if batched is None:
             self.notes.append("batch: fixed in the float model, so only that one was run")
         else:
-            tried.append((f"batch {BATCH} ({_shapes(batched)})", batched))
+            tried.append((f"batch {BATCH} ({shapes_text(batched)})", batched))
         feeds = [feed for _, feed in tried]
         options: dict[str, Any] = {"threads": self.threads, "custom_ops": self.custom_ops}
         base = measure_load(self.float_model, feeds, **options)
@@ -203,6 +220,14 @@ class _Gate:
 
     batched: bool = False
     served: list[Feed] = field(default_factory=list)
+
+    def _opens_alone(self, parts: SegmentedSession) -> bool:
+        self.float_session = parts
+        self.notes.append(told_apart(parts.why))
+        feeds = [self.feeds[0], *shape_extremes(self.feeds), *self.extremes]
+        options: dict[str, Any] = {"threads": self.threads, "custom_ops": self.custom_ops}
+        self.checks += opens_alone(self.artifact, feeds, **options, config=self.config)
+        return not any(c.state == FAIL for c in self.checks)
 
     def _session(self, path: Path, config: Mapping[str, str] | None = None) -> Session:
         return open_session(path, threads=self.threads, custom_ops=self.custom_ops, config=config)
@@ -275,27 +300,9 @@ class _Gate:
             if output.nonfinite:
                 text = f"output '{output.name}' has {output.nonfinite} NaN or infinite values"
                 self.checks.append(Check("finite", FAIL, text, where=output.name))
-            self._warn(output)
+            self.notes.extend(output_notes(output))
             if limit is not None:
                 self.checks.extend(accuracy_checks(output, limit, self.limits.min_agreement))
-
-    def _warn(self, output: OutputResult) -> None:
-        if output.ignored:
-            self.notes.append(
-                f"output '{output.name}': float itself gives NaN or infinity in "
-                f"{output.ignored} places, which were left out"
-            )
-        if output.shape_differs:
-            self.notes.append(
-                f"output '{output.name}': another number of results than float in "
-                f"{output.shape_differs} samples, counted as if nothing matched"
-            )
-        if output.near_constant and not output.zero:
-            self.notes.append(
-                f"output '{output.name}' hardly differs between the samples (saturated, or the "
-                f"samples are too alike): its SQNR says little; largest error "
-                f"{output.max_abs_error:.3g} at a peak of {output.peak:.3g}"
-            )
 
     def metric(self, metric: Metric) -> None:
         """The user's score on float, then on the artifact."""
@@ -338,26 +345,26 @@ class _Gate:
 
     def speed(self, budget_s: float) -> None:
         """Latency in a child process; only an interval wholly below the limit fails."""
+        allowed = self.limits.max_latency_ms
+        if self.parts is not None:
+            del self.artifact_session  # its memory is the child's now
+            self.checks += speed_alone(
+                self.artifact,
+                self.feeds,
+                allowed,
+                self.parts.why,
+                threads=self.threads,
+                budget_s=budget_s,
+                custom_ops=self.custom_ops,
+                provider=self.provider,
+            )
+            return
         timed = self._timed(budget_s)
         if timed is None:
             return
         self.timed = timed.with_loads(self.loads)
-        ratio = timed.speedup("artifact")
-        limit = self.limits.min_speedup
-        state = FAIL if ratio.high < limit else VAGUE if ratio.low < limit else PASS
-        # near the limit two digits would read as equal
-        digits = 3 if abs(ratio.value - limit) < 0.05 or ratio.value < 0.5 else 2
-        value, low, high = (f"{v:.{digits}f}" for v in (ratio.value, ratio.low, ratio.high))
-        text = (
-            f"{value}x the speed of float ({low} to {high} with 95 % confidence; {limit:g}x needed)"
-        )
-        self.checks.append(Check("speed", state, text, ratio.value, limit))
-        allowed = self.limits.max_latency_ms
-        if allowed is not None:
-            found = timed.models["artifact"].interval_ms
-            state = FAIL if found.low > allowed else VAGUE if found.high > allowed else PASS
-            text = f"latency {found.value:.3g} ms ({allowed:g} ms allowed)"
-            self.checks.append(Check("latency", state, text, found.value, allowed))
+        self.checks.append(speed_check(timed.speedup("artifact"), self.limits.min_speedup))
+        self.checks += latency_checks(timed.models["artifact"].interval_ms, allowed)
 
     def _timed(self, budget_s: float) -> SpeedResult | None:
         """The latencies; None where the artifact or the float model cannot be timed.
@@ -391,7 +398,3 @@ class _Gate:
     def _tell(self, stage: str, share: float) -> None:
         if self.progress is not None:
             self.progress(stage, share)
-
-
-def _shapes(feed: Feed) -> str:
-    return ", ".join(f"{name} {'x'.join(map(str, np.shape(v)))}" for name, v in feed.items())

@@ -20,6 +20,7 @@ from qcompile.ir.errors import OptionError
 from qcompile.ir.manager import CompileState
 from qcompile.ir.plan import FLOAT, PrecisionPlan
 from qcompile.lock import Lock
+from qcompile.memory import Room
 from qcompile.options import Options
 from qcompile.planner.default import default_plan
 from qcompile.prepare import Prepared
@@ -28,6 +29,7 @@ from qcompile.report_data.show import parse_show
 from qcompile.retrain import Base
 from qcompile.rollout import Rollout
 from qcompile.scores import Metric, make_metric
+from qcompile.segmented import SegmentedSession
 
 __all__ = ["Data", "Job", "doubted", "gather", "start_plan"]
 
@@ -124,6 +126,7 @@ class Job:
         reference: the user's model where it comes with Q/DQ: what the outputs must equal.
         base: an earlier compile that this one follows, None without --from.
         rollout: how state is carried over from call to call, None for models without.
+        room: what the float model needs and may have; None where nobody asked.
     """
 
     prepared: Prepared
@@ -134,10 +137,28 @@ class Job:
     reference: Path | None = None
     rollout: Rollout | None = None
     base: Base | None = None
+    room: Room | None = None
+
+    def in_parts(self) -> SegmentedSession | None:
+        """The float model run part by part, where it does not fit in memory; else None."""
+        if self.room is None or self.room.fits:
+            return None
+        return SegmentedSession(
+            self.prepared.loaded.model,
+            list(self.data.held),
+            self.work / "float",
+            self.room.part,
+            why=self.room.text(),
+            threads=self.options.threads,
+            custom_ops=self.options.custom_ops,
+        )
 
     def open_reference(self) -> Session:
         """What the outputs must equal, opened."""
         options = self.options
+        parts = self.in_parts()
+        if parts is not None:
+            return parts
         if self.reference is None:
             return open_session(
                 self.float_path, threads=options.threads, custom_ops=options.custom_ops

@@ -21,7 +21,8 @@ NOT_RUN = "not run"
 def macs_by_origin(job: Job) -> dict[str, int]:
     """Origin id -> multiply-accumulates for the first calibration sample."""
     feed = job.data.calibration.load(0)
-    counts = mac_counts(job.prepared.model, feed, job.work, job.options.custom_ops)
+    part = None if job.room is None or job.room.fits else job.room.part
+    counts = mac_counts(job.prepared.model, feed, job.work, job.options.custom_ops, part=part)
     return {origin(node): count for node, count in counts.items()}
 
 

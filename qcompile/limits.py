@@ -8,11 +8,21 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from qcompile.compare import OutputResult, db
+from qcompile.interval import Interval
 from qcompile.ir.errors import OptionError
 from qcompile.units import Drop
-from qcompile.verdict import FAIL, PASS, Check, ScoreResult
+from qcompile.verdict import FAIL, PASS, VAGUE, Check, ScoreResult
 
-__all__ = ["Limits", "Metric", "accuracy_checks", "compare_scores", "named_metric", "scores"]
+__all__ = [
+    "Limits",
+    "Metric",
+    "accuracy_checks",
+    "compare_scores",
+    "named_metric",
+    "output_notes",
+    "scores",
+    "speed_check",
+]
 
 Run = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 
@@ -133,3 +143,35 @@ def compare_scores(
         allowed=allowed,
         text=f"{name} {before:.{digits}f} -> {after:.{digits}f} ({signed} of {drop} allowed)",
     )
+
+
+def output_notes(output: OutputResult) -> list[str]:
+    """What makes an output's numbers say less than they seem to."""
+    notes = []
+    if output.ignored:
+        notes.append(
+            f"output '{output.name}': float itself gives NaN or infinity in "
+            f"{output.ignored} places, which were left out"
+        )
+    if output.shape_differs:
+        notes.append(
+            f"output '{output.name}': another number of results than float in "
+            f"{output.shape_differs} samples, counted as if nothing matched"
+        )
+    if output.near_constant and not output.zero:
+        notes.append(
+            f"output '{output.name}' hardly differs between the samples (saturated, or the "
+            f"samples are too alike): its SQNR says little; largest error "
+            f"{output.max_abs_error:.3g} at a peak of {output.peak:.3g}"
+        )
+    return notes
+
+
+def speed_check(ratio: Interval, limit: float) -> Check:
+    """Only an interval wholly below the limit fails."""
+    state = FAIL if ratio.high < limit else VAGUE if ratio.low < limit else PASS
+    # near the limit two digits would read as equal
+    digits = 3 if abs(ratio.value - limit) < 0.05 or ratio.value < 0.5 else 2
+    value, low, high = (f"{v:.{digits}f}" for v in (ratio.value, ratio.low, ratio.high))
+    text = f"{value}x the speed of float ({low} to {high} with 95 % confidence; {limit:g}x needed)"
+    return Check("speed", state, text, ratio.value, limit)

@@ -8,7 +8,14 @@ from typing import Any
 
 from qcompile.ir.plan import FLOAT
 from qcompile.job import Job
-from qcompile.verdict import EXIT_CODES, INCONCLUSIVE, NOT_DELIVERED, NOT_MEASURED, GateResult
+from qcompile.verdict import (
+    EXIT_CODES,
+    INCONCLUSIVE,
+    NOT_DELIVERED,
+    NOT_MEASURED,
+    SKIPPED,
+    GateResult,
+)
 
 __all__ = ["Outcome", "settle"]
 
@@ -87,6 +94,9 @@ def settle(
         refuse("the measurement is inconclusive; give it more time with --gate-time")
     if verdict == NOT_MEASURED and "measured" in options.require:
         refuse("the target's hardware is not here", MISSING)
+    alone = [c for c in gate.checks if c.name == "speed" and c.state == SKIPPED and c.found]
+    if alone and "measured" in options.require:
+        refuse(f"speed was not compared: {alone[0].text}", MISSING)
     if verdict == NOT_DELIVERED and not advice:
         advice = _advice(gate)
     return Outcome(verdict, code, headline, tuple(dict.fromkeys(warnings)), advice)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import onnx_ir as oir
@@ -16,8 +17,10 @@ from qcompile.ir.graph import default_opset
 from qcompile.ir.load import Loaded, load_model
 from qcompile.ir.manager import CompileState, PassManager, PassRecord
 from qcompile.ir.notes import Note
+from qcompile.ir.on_disk import large_on_disk
 from qcompile.ir.target import Target
 from qcompile.ir.upgrade import upgrade_opset
+from qcompile.memory import room_for
 from qcompile.oldest_runtime import limits_of, parse_release
 from qcompile.options import Options
 from qcompile.passes.fold_constants import FoldConstants
@@ -60,8 +63,15 @@ class Prepared:
     factors: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
 
-def prepare(source: Any, target: Target, options: Options) -> Prepared:
+def prepare(source: Any, target: Target, options: Options, work: Path | None = None) -> Prepared:
     """Load and prepare a model for a target.
+
+    Args:
+        source: path, bytes or proto.
+        target: the capability table.
+        options: what was asked.
+        work: a folder that lives as long as the result: weights that passes make of a model that does
+            not fit in memory lie there.
 
     Raises:
         ModelError: the model cannot be read or is newer than the runtime.
@@ -83,7 +93,9 @@ def prepare(source: Any, target: Target, options: Options) -> Prepared:
     if _has_pairs(model):
         passes = [FoldConstants(), LiftWeights(), *passes, LiftPairs(), KeepWeights()]
     manager = PassManager(passes, frozenset(options.disable))
-    manager.run(state)
+    fits = room_for(loaded.model, options.memory_limit).fits
+    with large_on_disk(None if work is None or fits else work / "prepared"):
+        manager.run(state)
     notes += state.notes
     return Prepared(
         loaded,

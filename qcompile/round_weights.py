@@ -20,13 +20,13 @@ from qcompile.calibrators.hqq import hqq
 from qcompile.calibrators.nearest_blocks import fit_blocks
 from qcompile.checkpoint import Checkpoint, Kept
 from qcompile.ir.blocks import BlockWeight
-from qcompile.ir.codebook import CodebookWeight, to_codebook
+from qcompile.ir.codebook import to_codebook
 from qcompile.ir.matrices import Matrix
 from qcompile.job import Job
 from qcompile.stream_weights import Group, Values, groups_of, stream
 from qcompile.weights_plan import MatrixChoice
 
-__all__ = ["Rounded", "round_alone", "round_matrices", "round_raised"]
+__all__ = ["Rounded", "round_alone", "round_matrices", "round_raised", "stored_once"]
 
 Advance = Callable[[float, float | None], None]
 
@@ -95,12 +95,7 @@ def round_matrices(
     found: dict[str, Rounded] = {}
 
     def rounded(name: str, make: Callable[[], Rounded]) -> Rounded:
-        """What lies on disk; made and stored first where it does not."""
-        kept = checkpoint.load(name)
-        if kept is None:
-            made = make()
-            kept = checkpoint.save(name, made.weight, {k: getattr(made, k) for k in STORED})
-        found[name] = Rounded(kept[0], **kept[1])
+        found[name] = stored_once(checkpoint, name, make)
         return found[name]
 
     alone = [c for name, c in wanted.items() if name not in streamed]
@@ -139,6 +134,15 @@ def round_matrices(
             advance=advance,
         )
     return found
+
+
+def stored_once(disk: Checkpoint, name: str, make: Callable[[], Rounded]) -> Rounded:
+    """A matrix from disk; made and stored first where it is not there."""
+    kept = disk.load(name)
+    if kept is None:
+        made = make()
+        kept = disk.save(name, made.weight, {k: getattr(made, k) for k in STORED})
+    return Rounded(kept[0], **kept[1])
 
 
 def round_alone(choice: MatrixChoice, algorithm: str = "rtn") -> Rounded:
@@ -194,7 +198,7 @@ def _balanced(
         None,
         None if scales is None or scales.exponent == 0 else tuple(map(float, columns)),
     )
-    return replace(made, sqnr_db=_sqnr(matrix, made.values()))
+    return replace(made, sqnr_db=weight_sqnr(matrix, weight, columns))
 
 
 def _with_moments(choice: MatrixChoice, moments: npt.NDArray[np.float64], refine: bool) -> Rounded:
@@ -220,12 +224,16 @@ def _with_moments(choice: MatrixChoice, moments: npt.NDArray[np.float64], refine
     )
 
 
-def weight_sqnr(matrix: npt.NDArray[np.float32], weight: BlockWeight | CodebookWeight) -> float:
-    """SQNR in dB of the stored values."""
-    return _sqnr(matrix, weight.values())
-
-
-def _sqnr(matrix: npt.NDArray[np.float32], values: npt.NDArray[np.float32]) -> float:
-    noise = float(np.square(values - matrix).sum(dtype=np.float64))
-    signal = float(np.square(matrix).sum(dtype=np.float64))
+def weight_sqnr(
+    matrix: npt.NDArray[np.float32],
+    weight: BlockWeight | Kept,
+    columns: npt.NDArray[np.float32] | None = None,
+) -> float:
+    """SQNR in dB of the stored values, divided by what the columns were multiplied with."""
+    noise = signal = 0.0
+    for rows, values in weight.in_runs():
+        real = matrix[rows]
+        wrong = (values if columns is None else values / columns) - real
+        noise += float(np.square(wrong).sum(dtype=np.float64))
+        signal += float(np.square(real).sum(dtype=np.float64))
     return float(10 * np.log10(max(signal, 1e-30) / max(noise, 1e-30)))

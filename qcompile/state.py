@@ -30,6 +30,8 @@ def with_state(job: Job) -> Job:
         return job
     job = replace(job, rollout=rollout)
     data = job.data
+    if job.in_parts() is not None:
+        return job  # one sample after the other would be one pass through the file for each
     if data.random or not _all_zero(data.calibration, rollout):
         return job
     carried = _carried(session, data.calibration, rollout)

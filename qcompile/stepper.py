@@ -188,6 +188,15 @@ class Stepper:
         if self._last.get(name, -1) >= self.position:
             self._constants[name] = array
 
+    def reads(self, index: int) -> Iterator[str]:
+        """Names that a node reads, those inside its subgraphs too."""
+        return _reads(self.nodes[index])
+
+    def value(self, sample: int, name: str) -> Any:
+        """What is alive under a name for one sample; a constant is the same for all."""
+        live = self.live[sample]
+        return live[name] if name in live else _array(self._constants[name])
+
     def held_bytes(self) -> int:
         """Of the arrays that are alive."""
         return sum(a.nbytes for values in self.live for a in values.values())

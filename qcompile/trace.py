@@ -12,14 +12,24 @@ from qcompile.data.inputs import Feed
 from qcompile.ir.graph import fresh_name
 from qcompile.ir.macs import macs
 from qcompile.ir.save import save_model
+from qcompile.segmented import SegmentedSession
 
 __all__ = ["mac_counts", "shapes_seen"]
 
 
 def shapes_seen(
-    model: oir.Model, tensors: Sequence[str], feed: Feed, work: Path, custom_ops: Path | None = None
+    model: oir.Model,
+    tensors: Sequence[str],
+    feed: Feed,
+    work: Path,
+    custom_ops: Path | None = None,
+    *,
+    part: int | None = None,
 ) -> dict[str, tuple[int, ...]]:
-    """Tensor name -> shape when ``model`` (left as it is) runs on ``feed``."""
+    """Tensor name -> shape when ``model`` (left as it is) runs on ``feed``.
+
+    With ``part`` it runs in parts with so many bytes of weights, which stay where they are mapped.
+    """
     probed = model.clone()
     wanted = set(tensors)
     values = {v.name: v for n in probed.graph for v in n.outputs if v.name in wanted} | {
@@ -33,11 +43,20 @@ def shapes_seen(
         out = node.outputs[0]
         out.name = fresh_name(probed.graph, f"{name}_shape_seen")
         out.type = oir.TensorType(oir.DataType.INT64)
-        probed.graph.append(node)
+        producer = value.producer()
+        if producer is None:
+            probed.graph.insert_before(next(iter(probed.graph)), node)
+        else:  # right behind it, so that the tensor need not live until the end
+            probed.graph.insert_after(producer, node)
         probed.graph.outputs.append(out)
         names[out.name] = name
     if not names:
         return {}
+    if part is not None:
+        probed.graph.outputs[:] = [v for v in probed.graph.outputs if v.name in names]
+        parts = SegmentedSession(probed, [feed], work / "shapes", part, custom_ops=custom_ops)
+        found = parts.run(feed, list(names))
+        return {names[k]: tuple(int(d) for d in v) for k, v in found.items()}
     path = work / "shapes.onnx"
     save_model(probed, path)
     found = open_session(path, custom_ops=custom_ops).run(feed, list(names))
@@ -45,14 +64,22 @@ def shapes_seen(
 
 
 def mac_counts(
-    model: oir.Model, feed: Feed, work: Path, custom_ops: Path | None = None
+    model: oir.Model,
+    feed: Feed,
+    work: Path,
+    custom_ops: Path | None = None,
+    *,
+    part: int | None = None,
 ) -> dict[oir.Node, int]:
-    """MACs of every node of the main graph that has any, for the shapes of ``feed``."""
+    """MACs of every node of the main graph that has any, for the shapes of ``feed``.
+
+    ``part`` as in ``shapes_seen``.
+    """
     having = [n for n in model.graph if macs(n) != 0]
     known = {
         v.name: t.numpy().shape for v in model.graph.initializers.values() if (t := v.const_value)
     }
     tensors = [v.name for n in having for v in (*n.inputs, *n.outputs) if v is not None and v.name]
-    seen = shapes_seen(model, tensors, feed, work, custom_ops)
+    seen = shapes_seen(model, tensors, feed, work, custom_ops, part=part)
     shapes = {k: s for k, s in known.items() if k} | seen
     return {n: macs(n, shapes) or 0 for n in having}

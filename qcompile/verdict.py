@@ -215,7 +215,8 @@ def _headline(result: GateResult) -> str:
     word = result.verdict.upper()
     if result.verdict == DELIVERED:
         figures = ", ".join(p for p in (_speed(result), _size(result), _accuracy(result)) if p)
-        return f"{word} {figures}".strip()
+        alone = [c.text for c in result.checks if c.state == SKIPPED and c.found is not None]
+        return "; ".join([f"{word} {figures}".strip(), *alone])
     wanted = FAIL if result.verdict == NOT_DELIVERED else VAGUE
     named = [c for c in result.checks if c.state == wanted]
     reasons = list(dict.fromkeys(c.text for c in named))
@@ -230,7 +231,9 @@ def _headline(result: GateResult) -> str:
 
 def _speed(result: GateResult, *, ratio: bool = True) -> str:
     if result.speed is None:
-        return ""
+        return next(
+            (c.text for c in result.checks if c.name == "speed" and c.found is not None), ""
+        )
     before, after = result.speed.models["float"].p50_ms, result.speed.models["artifact"].p50_ms
     threads = result.speed.threads
     how = "default threads" if threads is None else f"{threads} thread{'s' * (threads != 1)}"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,6 @@ import numpy as np
 import onnx_ir as oir
 
 from qcompile.artifact import LOCK, new_artifact
-from qcompile.backends.ort import open_session
 from qcompile.backends.ort_bits import has_bits
 from qcompile.backends.ort_nbits import Stored, lower_weights
 from qcompile.balance_inputs import fold_columns
@@ -41,7 +41,7 @@ from qcompile.language import (
 )
 from qcompile.lock import Lock
 from qcompile.result import CompileResult
-from qcompile.round_weights import Rounded, round_matrices, round_raised
+from qcompile.round_weights import Rounded, round_matrices, round_raised, stored_once
 from qcompile.stages import Stages
 from qcompile.units import Drop
 from qcompile.verdict import Check, GateResult
@@ -65,6 +65,9 @@ AIM = 0.8
 
 UNKNOWN = 100.0
 """How many times too large an error counts that is no number."""
+
+LOADED_WHOLE = 1 << 26
+"""Bytes from which a model that is judged has its weights beside it: they are then mapped, not parsed."""
 
 PERPLEXITY_DROP = Drop(0.03, relative=True)
 """Allowed for perplexity where the user says nothing."""
@@ -152,11 +155,11 @@ def compile_weights(
     tried: list[Tried] = []
     taken, keep_share = choices if wanted is None else wanted, 1.0
     while True:
-        rounded = _with_raised(few, choices, taken)
+        rounded = _with_raised(few, choices, taken, Checkpoint(job.work / "raised", {}))
         with stages("lower"):
             path = job.work / f"weights{len(tried)}.onnx"
             model = lower(job.prepared.model, rounded, form)
-            save_model(model, path)
+            save_model(model, path, external_above=LOADED_WHOLE)
         with stages("gate"):
             gate = _judge(job, path, language)
         tried.append(Tried(raised_share(choices, taken), taken, rounded, model, path, gate))
@@ -210,7 +213,10 @@ def _algorithm(job: Job, form: WeightForm, bits: int) -> str:
 
 
 def _with_raised(
-    few: Mapping[str, Rounded], before: Sequence[MatrixChoice], after: Sequence[MatrixChoice]
+    few: Mapping[str, Rounded],
+    before: Sequence[MatrixChoice],
+    after: Sequence[MatrixChoice],
+    disk: Checkpoint,
 ) -> dict[str, Rounded]:
     """Integers with those of the matrices that got 8 bits replaced; the others stay as they were fitted."""
     old = {c.matrix.name: c for c in before}
@@ -220,7 +226,7 @@ def _with_raised(
         if choice.spec is None:
             found.pop(name, None)
         elif choice.spec != old[name].spec:
-            found[name] = round_raised(choice, few[name])
+            found[name] = stored_once(disk, name, partial(round_raised, choice, few[name]))
     return found
 
 
@@ -250,7 +256,12 @@ def _disturbances(
     language: Language | None,
     advance: Advance,
 ) -> dict[str, float]:
-    """What each matrix that may get 8 bits does to the output."""
+    """What each matrix that may get 8 bits does to the output.
+
+    Where float runs in parts, a pass for each matrix is out of reach: its own layer's error stands in.
+    """
+    if job.in_parts() is not None:
+        return {n: r.error or 10 ** (-r.sqnr_db / 10) for n, r in few.items()}
     return disturbances(
         job.prepared.model,
         {
@@ -282,6 +293,7 @@ def _judge(job: Job, path: Path, language: Language | None) -> GateResult:
         names=data.held.names,
         slices=options.slices,
         extremes=data.extremes(),
+        parts=job.in_parts(),
         threads=options.threads,
         budget_s=options.gate_time,
         custom_ops=options.custom_ops,
@@ -290,13 +302,13 @@ def _judge(job: Job, path: Path, language: Language | None) -> GateResult:
 
 def _language(job: Job) -> Language | None:
     """Names of tokens and logits, None where this is no language model."""
-    options = job.options
-    session = open_session(job.float_path, threads=options.threads, custom_ops=options.custom_ops)
-    return language_of(session, job.prepared.inputs)
+    return language_of(job.open_reference(), job.prepared.inputs)
 
 
 def _generation(job: Job, taken: Tried, language: Language | None) -> Generation | None:
-    """Beside float, for a model that runs."""
+    """Beside float, for a model that runs; None where float runs in parts: a pass for each token."""
+    if job.in_parts() is not None:
+        return None
     if language is None or any(c.name in ("opens", "runs") for c in taken.gate.failed):
         return None
     return compare_generation(

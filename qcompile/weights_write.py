@@ -10,7 +10,7 @@ from qcompile.artifact import LOCK, MODEL, file_sha256
 from qcompile.backends.ort_realised import realised
 from qcompile.deploy_files import SAMPLES, write_deploy
 from qcompile.finish import common_data, finish, place_for
-from qcompile.ir.blocks import BlockWeight
+from qcompile.ir.codebook import CodebookWeight
 from qcompile.ir.errors import QCompileError
 from qcompile.ir.plan import FLOAT
 from qcompile.ir.save import save_model
@@ -135,7 +135,7 @@ def _matrices(made: Compressed) -> list[dict[str, Any]]:
     for choice in made.taken.choices:
         found = made.taken.rounded.get(choice.matrix.name)
         weight = None if found is None else found.weight
-        spec = weight.spec if isinstance(weight, BlockWeight) else None
+        spec = None if weight is None or isinstance(weight, CodebookWeight) else weight.spec
         rows.append(
             {
                 "name": choice.matrix.name,

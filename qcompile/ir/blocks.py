@@ -7,7 +7,7 @@ read them. A 3-bit grid is stored in 4 bits: no kernel reads 3.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +21,7 @@ __all__ = [
     "BlockWeight",
     "PackedWeight",
     "join_blocks",
+    "joined",
     "pack",
     "split_blocks",
     "unpack",
@@ -100,11 +101,13 @@ class BlockWeight:
 
     def values(self) -> Floats:
         """What the kernels compute with, (out, in)."""
-        found = np.empty((len(self.integers), self.width), np.float32)
-        for rows in _runs(*found.shape):
+        return joined(self.in_runs(), len(self.scale), self.width)
+
+    def in_runs(self) -> Iterator[tuple[slice, Floats]]:
+        """The values, some rows at a time."""
+        for rows in _runs(len(self.scale), self.width):
             zero = None if self.zero is None else self.zero[rows]
-            found[rows] = _real(self.spec, self.integers[rows], self.scale[rows], zero, self.width)
-        return found
+            yield rows, _real(self.spec, self.integers[rows], self.scale[rows], zero, self.width)
 
     def packed(self) -> Bytes:
         """(out, blocks, bytes of a block)."""
@@ -147,13 +150,15 @@ class PackedWeight:
 
     def values(self) -> Floats:
         """What the kernels compute with, (out, in)."""
-        found = np.empty((len(self.data), self.width), np.float32)
+        return joined(self.in_runs(), len(self.scale), self.width)
+
+    def in_runs(self) -> Iterator[tuple[slice, Floats]]:
+        """The values, some rows at a time."""
         whole = self.zero
-        for rows in _runs(*found.shape):
+        for rows in _runs(len(self.scale), self.width):
             integers = unpack(self.data[rows], self.spec.storage, self.spec.block)
             zero = None if whole is None else whole[rows]
-            found[rows] = _real(self.spec, integers, self.scale[rows], zero, self.width)
-        return found
+            yield rows, _real(self.spec, integers, self.scale[rows], zero, self.width)
 
     def packed(self) -> Bytes:
         """(out, blocks, bytes of a block)."""
@@ -162,6 +167,14 @@ class PackedWeight:
     def packed_zero(self) -> Bytes | None:
         """(out, bytes), blocks of a row packed together; None for a symmetric grid."""
         return self.zeros
+
+
+def joined(runs: Iterable[tuple[slice, Floats]], rows: int, width: int) -> Floats:
+    """Runs of rows as one array."""
+    found = np.empty((rows, width), np.float32)
+    for part, values in runs:
+        found[part] = values
+    return found
 
 
 def _runs(rows: int, width: int) -> Iterator[slice]:

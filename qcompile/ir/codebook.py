@@ -6,12 +6,13 @@ distribution; the largest element of a block becomes 1 or -1.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from qcompile.ir.blocks import join_blocks, split_blocks
+from qcompile.ir.blocks import join_blocks, joined, split_blocks
 
 __all__ = ["NF4", "CodebookWeight", "to_codebook"]
 
@@ -25,6 +26,10 @@ NF4 = np.array(
     np.float32,
 )  # fmt: skip
 """As bitsandbytes has them, to the last digit: ONNX Runtime's kernel holds the same."""
+
+
+_AT_ONCE = 1 << 20
+"""Elements turned into floats at once."""
 
 
 @dataclass(frozen=True)
@@ -50,13 +55,17 @@ class CodebookWeight:
 
     def values(self) -> npt.NDArray[np.float32]:
         """What the kernel computes with, (out, in)."""
-        found = np.empty((self.rows, self.width), np.float32)
+        return joined(self.in_runs(), self.rows, self.width)
+
+    def in_runs(self) -> Iterator[tuple[slice, npt.NDArray[np.float32]]]:
+        """The values, some rows at a time."""
         data = self.data.reshape(self.rows, -1)
-        for i in range(self.rows):
-            codes = np.stack((data[i] >> np.uint8(4), data[i] & np.uint8(15)), axis=-1)
-            blocks = NF4[codes.reshape(1, -1, self.block)]
-            found[i] = join_blocks(blocks * self.absmax[i, None, :, None], self.width)
-        return found
+        step = max(1, _AT_ONCE // self.width)
+        for start in range(0, self.rows, step):
+            rows = slice(start, start + step)
+            codes = np.stack((data[rows] >> np.uint8(4), data[rows] & np.uint8(15)), axis=-1)
+            blocks = NF4[codes.reshape(len(codes), -1, self.block)]
+            yield rows, join_blocks(blocks * self.absmax[rows, :, None], self.width)
 
     def packed(self) -> npt.NDArray[np.uint8]:
         """Two codes a byte, the first in the high bits, flat."""

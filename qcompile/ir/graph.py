@@ -14,6 +14,7 @@ import numpy.typing as npt
 import onnx_ir as oir
 
 from qcompile.ir.errors import PassError
+from qcompile.ir.on_disk import kept
 
 __all__ = [
     "ORIGIN_KEY",
@@ -171,7 +172,7 @@ def add_initializer(graph: oir.Graph, base: str, array: npt.NDArray[np.generic])
 def register_constant(graph: oir.Graph, name: str, array: npt.NDArray[np.generic]) -> oir.Value:
     """Register ``array`` as the initializer ``name``, which must be free."""
     # not oir.tensor: it asks of what kind the value is, which took a quarter of a build's time
-    tensor = oir.Tensor(np.asarray(array, order="C"), name=name)
+    tensor = oir.Tensor(kept(array), name=name)
     value = oir.Value(
         name=name,
         type=oir.TensorType(tensor.dtype),
