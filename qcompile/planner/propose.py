@@ -43,6 +43,8 @@ STEPS_DB = (3.0, 8.0, 15.0)
 """Accuracies to aim at beyond the best integer candidate's, in dB."""
 LATENCY_MARGIN = 0.95
 """A plan is aimed a little below --max-latency: predictions are off by some percent."""
+MEASURED = 3
+"""Plans whose error is measured for the first goal, whatever time that takes."""
 ENOUGH_DB = 40.0
 """A candidate this accurate needs no better one."""
 
@@ -138,17 +140,24 @@ class Proposer:
         first = needed_db if needed_db > best else max(needed_db, best - STEPS_DB[0])
         goals = [first, *(best + step for step in STEPS_DB)]
         seen = {_key(c.build.plan) for c in (*known, *made)}
+        measured: dict[tuple[tuple[str, str], ...], float] = {}
         for count, goal in enumerate(goals):
-            trial, _ = solve_measured(
+            trial, tried = solve_measured(
                 problem,
                 session.worst_error,
                 10 ** (-goal / 10),
                 max_bytes=room,
                 tries=5,
+                least=MEASURED if count == 0 else 0,
+                seen=measured,
                 search_time=self._seconds / 2 / len(goals),
             )
             self._reporter.advance(count + 1, len(goals))
             points = [] if trial is None else [(f"cut for {goal:.0f} dB", trial.point)]
+            if trial is None and tried and count == 0:
+                # the best so far: time ran out, or no plan keeps the limit
+                nearest = min(tried, key=lambda t: t.measured)
+                points = [(f"cut towards {goal:.0f} dB", nearest.point)]
             limit = 10 ** (-goal / 10) if trial is None else trial.limit
             wide = self._expanded(limit, None if trial is None else trial.point)
             if wide is not None:

@@ -43,6 +43,8 @@ def solve_measured(
     *,
     max_bytes: int | None = None,
     tries: int = 8,
+    least: int = 1,
+    seen: dict[tuple[tuple[str, str], ...], float] | None = None,
     search_time: float | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> tuple[Trial | None, tuple[Trial, ...]]:
@@ -58,19 +60,25 @@ def solve_measured(
         measure: error of labels, usually ``GatedSession.worst_error``.
         max_error: relative error energy to keep.
         max_bytes: what all sites' weights may take.
-        tries: plans measured at most.
+        tries: plans looked at, at most.
+        least: plans that are measured whatever time they take: one measurement of a large model may
+            take longer than ``search_time``, and the first plan is the fastest, which rarely keeps a limit.
+        seen: measurements that are known, by plan; filled.
         search_time: seconds.
         clock: seconds, for tests.
     """
     start = clock()
     trials: list[Trial] = []
-    seen: dict[tuple[tuple[str, str], ...], float] = {}
+    seen = {} if seen is None else seen
+    made = 0
 
     def attempt(limit: float) -> Trial:
+        nonlocal made
         point = solve_sized(problem, max_bytes, max_error=limit)
         key = tuple(point.labels.items())
         if key not in seen:
             seen[key] = measure(point.labels)
+            made += 1
         trials.append(Trial(point, limit, seen[key]))
         return trials[-1]
 
@@ -82,7 +90,8 @@ def solve_measured(
         low, high = 0.0, last.point.error
         limit = _within(max_error * _ratio(last), low, high)
         while len(trials) < tries and high > low * _CLOSE:
-            if search_time is not None and clock() - start > search_time:
+            late = search_time is not None and clock() - start > search_time
+            if late and made >= least:
                 break
             try:
                 last = attempt(limit)

@@ -1,12 +1,14 @@
 """The problem of a graph, its plan file, and budgets met as measured."""
 
+from collections.abc import Mapping
+
 import pytest
 
 from qcompile.ir.plan import PrecisionPlan
 from qcompile.planner.energy import Energy
 from qcompile.planner.graph_problem import Latencies, plan_of_labels, problem_from_graph
 from qcompile.planner.problem import PlanNode, Problem
-from qcompile.planner.replan import solve_measured
+from qcompile.planner.replan import Trial, solve_measured
 from qcompile.planner.sensitivity import Sensitivity
 from qcompile.planner.sweep import solve_budget
 from qcompile.planner.units import units
@@ -120,3 +122,32 @@ def test_pinned_error_above_the_budget_finds_nothing() -> None:
     best, trials = solve_measured(problem, lambda labels: 0.5, 0.1, tries=4)
     assert best is None
     assert trials
+
+
+def test_some_plans_are_measured_whatever_time_they_take() -> None:
+    """Every look at the clock is an hour later; what was measured once is not measured again."""
+    hours = iter(range(0, 10**6, 3600))
+    calls: list[int] = []
+    seen: dict[tuple[tuple[str, str], ...], float] = {}
+
+    def measure(labels: Mapping[str, str]) -> float:
+        calls.append(1)
+        return 2.0 * sum(label == "int8" for label in labels.values())
+
+    def search(least: int) -> tuple[Trial | None, tuple[Trial, ...]]:
+        return solve_measured(
+            halves(6),
+            measure,
+            0.5,
+            tries=9,
+            least=least,
+            seen=seen,
+            search_time=1.0,
+            clock=lambda: next(hours),
+        )
+
+    _, tried = search(1)
+    assert (len(tried), len(calls)) == (1, 1)
+    _, tried = search(3)
+    assert len(calls) == len(seen) > 1, "the first one was known"
+    assert min(t.measured for t in tried) < tried[0].measured
