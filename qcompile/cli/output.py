@@ -82,6 +82,12 @@ class Progress:
         if self._live:
             self._bars.reset(self._task, total=None, description=name, visible=True)
 
+    def part(self, name: str) -> None:
+        """Begin a part of the stage, with a time of its own."""
+        if self._live:
+            text = f"{self.current}: {name}" if name else self.current
+            self._bars.reset(self._task, total=None, description=text, visible=True)
+
     def _finish(self) -> None:
         if self._verbose and self.current:
             seconds = time.perf_counter() - self._since

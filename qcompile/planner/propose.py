@@ -330,6 +330,7 @@ class Proposer:
                 self._race.feeds,
                 budget_s=seconds,
                 clock=self._race.clock,
+                progress=lambda share: self._reporter.advance(share, 1.0),
             )
         )
 

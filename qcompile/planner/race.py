@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -130,7 +130,12 @@ class Race:
         refused = f"output '{broken}' holds NaN or infinity" if broken else ""
         return Candidate(name, build, sqnr_db=min(found, default=None), refused=refused)
 
-    def time(self, candidates: Sequence[Candidate], beside: Sequence[Path] = ()) -> list[Candidate]:
+    def time(
+        self,
+        candidates: Sequence[Candidate],
+        beside: Sequence[Path] = (),
+        progress: Callable[[float], None] | None = None,
+    ) -> list[Candidate]:
         """The candidates with their latencies; those that cannot run are left as they are.
 
         Where shapes differ they are timed at the typical one, as costs are.
@@ -138,6 +143,7 @@ class Race:
         Args:
             candidates: what to time.
             beside: models to time with them, for ``clock`` alone.
+            progress: told the share of the time that is over.
         """
         able = {f"c{i}": c for i, c in enumerate(candidates) if not c.refused}
         if not able:
@@ -154,6 +160,7 @@ class Race:
             half_width=WIDTH,
             least=GROUPS,
             custom_ops=self.custom_ops,
+            progress=progress,
         )
         self.clock = {**idle_ns(found, paths), **self.clock}
         timed: Mapping[str, Candidate] = {

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import inf
+from pathlib import Path
 
 from qcompile.build import Builder
 from qcompile.ir.plan import INT8, INT8_DYNAMIC, PrecisionPlan
@@ -92,15 +93,19 @@ def search(
     with watch("build and compare"):
         for name, plan in _variants(job, start):
             candidates.append(race.accuracy(name, plan))
-    reporter.advance(0.3, 1.0)
     proposer = Proposer(job, builder, race, start, reporter, watch, remember)
     # With given costs nothing depends on a clock: the same costs give the same plan. And what is
     # fast on another kind of CPU cannot be timed on this one.
     by_clock = job.options.costs is None and not elsewhere(job)
-    judged = race.time if by_clock else proposer.predict
+
+    def judged(found: list[Candidate], beside: Sequence[Path] = ()) -> list[Candidate]:
+        if not by_clock:
+            return proposer.predict(found)
+        return race.time(found, beside, lambda share: reporter.advance(share, 1.0))
+
     beside = proposer.beside(candidates) if job.options.effort != "fast" else ()
     with watch("time candidates"):
-        candidates = race.time(candidates, beside) if by_clock else proposer.predict(candidates)
+        candidates = judged(candidates, beside)
     if job.options.effort != "fast" or not _ordered(candidates, job, strict=True):
         with watch("minimum cuts"):
             proposed = proposer.propose(candidates, needed_db(job))
