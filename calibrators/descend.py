@@ -17,12 +17,16 @@ import numpy.typing as npt
 
 from qcompile.ir.blocks import BlockWeight
 
-__all__ = ["descend"]
+__all__ = ["DAMPING", "descend"]
 
 Array = npt.NDArray[np.float64]
 
 ROUNDS = 2
 """Scales, then integers; a third round was seen to gain 0.05 dB."""
+
+DAMPING = 0.05
+"""Share of the mean second moment added to every one: more than GPTQ's 0.01, because a descent bends
+further to the samples. On other text layers err 0.02 to 0.25 dB less with it."""
 
 _CHUNK = 64
 """Columns whose effect on the rest is applied by one matrix product."""
@@ -36,7 +40,7 @@ def descend(
     weight: BlockWeight,
     moments: Array,
     *,
-    damping: float,
+    damping: float = DAMPING,
     rounds: int = ROUNDS,
 ) -> BlockWeight:
     """The same grid with other scales and integers; the damped error of the output never grows.

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from qcompile.balance_inputs import balance_group
 from qcompile.calibrators.awq import Balance
-from qcompile.calibrators.descend import descend
+from qcompile.calibrators.descend import DAMPING, descend
 from qcompile.calibrators.gptq import gptq, output_error
 from qcompile.calibrators.hqq import hqq
 from qcompile.calibrators.nearest_blocks import fit_blocks
@@ -35,8 +35,9 @@ DATA_FREE = ("rtn", "hqq")
 
 STORED = ("sqnr_db", "how", "note", "error", "damping", "columns")
 
-SAMPLES = 64
-"""Samples whose activations are held while layers are rounded one after another."""
+SAMPLES = 128
+"""Samples whose activations are held while layers are rounded one after another. Of 128 tokens each, in a
+block of SmolLM2-135M: on other text layers err 0.1 to 0.3 dB less than with 64, and 256 gain 0.1 dB more."""
 
 
 @dataclass(frozen=True)
@@ -212,7 +213,7 @@ def _with_moments(choice: MatrixChoice, moments: npt.NDArray[np.float64], refine
         )
     weight, error = made.weight, made.error
     if refine:
-        weight = descend(matrix, weight, moments, damping=made.damping)
+        weight = descend(matrix, weight, moments, damping=max(made.damping, DAMPING))
         error = output_error(matrix, weight, moments)
     return Rounded(
         weight,
