@@ -1,4 +1,4 @@
-"""Stages and their parts, told to a reporter that shows them, and timed all the same for one that does not."""
+"""Stages and their parts: shown by a reporter, and timed all the same for one that shows nothing."""
 
 from __future__ import annotations
 
