@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from qcompile.float_only import inside_text, why_float
 from qcompile.ir.plan import FLOAT
 from qcompile.job import Job
 from qcompile.verdict import (
@@ -58,9 +59,9 @@ def settle(
     warnings = list(gate.notes)
     advice = ""
 
-    def refuse(reason: str, exit_code: int = GATE_NOT_MET) -> None:
+    def refuse(reason: str, exit_code: int = GATE_NOT_MET, overrule: bool = False) -> None:
         nonlocal verdict, code, headline
-        if verdict != NOT_DELIVERED:
+        if verdict != NOT_DELIVERED or overrule:
             figures = headline.removeprefix(verdict.upper()).lstrip(": ")
             headline = f"NOT DELIVERED: {reason} ({figures})"
             verdict, code = NOT_DELIVERED, exit_code
@@ -68,7 +69,9 @@ def settle(
     # A target without integer rows has float layers only; its casts rest on calibration all the same.
     in_float = bool(job.prepared.target.ops) and all(c["requested"] == FLOAT for c in layers)
     if in_float and not options.best_effort:
-        refuse("no layer can be integer with this target and these options")
+        why = why_float(job.prepared)
+        text = "no layer can be integer with this target and these options"
+        refuse(f"{text}: {why}" if why else text, overrule=bool(why))
         advice = "--best-effort delivers the fused float model"
     # A model that stays in float was calibrated on nothing.
     if data.random and foreign and "real-data" not in options.require:
@@ -79,6 +82,11 @@ def settle(
         else:
             refuse("calibrated on random data; pass --calibration")
             advice = "qcompile init MODEL writes a calib.py to fill in; then pass --calibration"
+    inside = "" if in_float else inside_text(job.prepared.model)
+    if inside:
+        warnings.append(
+            f"{inside} stay float, and no share counts them: control flow is left as it is"
+        )
     missed = _missed(layers)
     if missed:
         first = missed[0]

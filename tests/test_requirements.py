@@ -11,13 +11,17 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 import onnx
+import onnx.parser
+import onnx_ir as oir
 import pytest
 
 import qcompile
+from qcompile.float_only import why_float
 from qcompile.ir.plan import FLOAT, INT8
 from qcompile.job import Job
 from qcompile.options import make_options
 from qcompile.outcome import Outcome, settle
+from qcompile.prepare import Prepared
 from qcompile.verdict import INCONCLUSIVE, Check, GateResult, conclude, not_measured
 
 Feeds = list[dict[str, npt.NDArray[np.float32]]]
@@ -30,14 +34,64 @@ PASSED = conclude([Check("opens", "pass", "it opens")])
 VAGUE = conclude([Check("speed", "inconclusive", "1.0x the speed of float")])
 
 
+SITE = SimpleNamespace(role="compute", reason="")
+
+PLAIN = (
+    "g (float[2,4] x) => (float[2,2] y) <float[4,2] w = {1,2,3,4,1,2,3,4}> { y = MatMul (x, w) }"
+)
+FOREST = "g (float[2,4] x) => (float[2,4] y) { a = Abs (x) b = Abs (a) y = Neg (b) }"
+INTEGER = """g (uint8[2,4] x) => (int32[2,4] y) <uint8[4,4] w = {1,2,3,4,1,2,3,4,1,2,3,4,1,2,3,4}> {
+    y = MatMulInteger (x, w)
+}"""
+BRANCH = """g (bool go, float[2,4] x) => (float[2,4] y) <float[4,4] w = {1,2,3,4,1,2,3,4,1,2,3,4,1,2,3,4}> {
+    y = If (go) <then_branch = a () => (float[2,4] p) { p = MatMul (x, w) },
+                 else_branch = b () => (float[2,4] q) { q = MatMul (x, w) }>
+}"""
+
+
+def _model(graph: str) -> oir.Model:
+    text = f'<ir_version: 8, opset_import: ["" : 17]>\n{graph}'
+    return oir.from_proto(onnx.parser.parse_model(text))
+
+
+@pytest.mark.parametrize(
+    ("graph", "sites", "words"),
+    [
+        (PLAIN, [SITE], ""),
+        (PLAIN, [SimpleNamespace(role="compute", reason="too small")], ""),
+        (FOREST, [], "it has no Conv, MatMul, Gemm or LSTM (2 Abs, 1 Neg)"),
+        (INTEGER, [], "quantized already (1 MatMulInteger); give the float model"),
+        (
+            BRANCH,
+            [],
+            "control flow stays in float (2 MatMul inside 1 If); export the model without",
+        ),
+    ],
+)
+def test_why_nothing_is_integer(graph: str, sites: list[Any], words: str) -> None:
+    why = why_float(cast(Prepared, SimpleNamespace(model=_model(graph), sites=sites)))
+    assert words in why and bool(words) == bool(why)
+
+
+def test_layers_inside_control_flow_are_told_beside_the_share() -> None:
+    outcome = settled(PASSED, [DONE], graph=BRANCH)
+    assert outcome.exit_code == 0
+    assert outcome.warnings[0].startswith("2 MatMul inside 1 If stay float")
+
+
 def settled(
-    gate: GateResult, layers: Sequence[Mapping[str, Any]], *, random: bool = False, **options: Any
+    gate: GateResult,
+    layers: Sequence[Mapping[str, Any]],
+    *,
+    random: bool = False,
+    graph: str = PLAIN,
+    **options: Any,
 ) -> Outcome:
     target = SimpleNamespace(ops={"Conv": None})  # one that has integer forms
     job = SimpleNamespace(
         options=make_options(**options),
         data=SimpleNamespace(random=random),
-        prepared=SimpleNamespace(target=target),
+        prepared=SimpleNamespace(target=target, model=_model(graph), sites=[SITE]),
     )
     return settle(gate, cast(Job, job), layers)
 

@@ -122,12 +122,16 @@ def _fit_dtype(
     array: npt.NDArray[np.generic], spec: InputSpec, sample: str
 ) -> tuple[npt.NDArray[np.generic], list[str]]:
     found = str(array.dtype)
+    if spec.dtype == "object" and array.dtype.kind in "UO":
+        # strings of fixed width: Python objects have no bytes to hash, and are stored as a pickle only
+        return array.astype(np.str_), []
     if found == spec.dtype:
         return array, []
     if (found, spec.dtype) in _LOSSLESS_ENOUGH:
         return array.astype(spec.dtype), [f"input '{spec.name}' cast from {found} to {spec.dtype}"]
+    needed = "strings" if spec.dtype == "object" else spec.dtype
     raise CalibrationError(
-        f"{sample}: input '{spec.name}' is {found}, the model needs {spec.dtype}; "
+        f"{sample}: input '{spec.name}' is {found}, the model needs {needed}; "
         "save it in that dtype, or give images and --preprocess"
     )
 

@@ -22,7 +22,10 @@ def describe(feed: Feed) -> npt.NDArray[np.float64]:
     """A short descriptor: for each input 64 means of equal runs, the spread, and the length."""
     parts = []
     for name in sorted(feed):
-        flat = np.asarray(feed[name], np.float64).ravel()
+        array = np.ascontiguousarray(feed[name])
+        if array.dtype.kind == "U":
+            array = array.reshape(-1).view(np.uint32)  # code points
+        flat = np.asarray(array, np.float64).ravel()
         cells = np.array_split(flat, _CELLS) if flat.size >= _CELLS else [flat]
         means = np.zeros(_CELLS)
         means[: len(cells)] = [c.mean() for c in cells]

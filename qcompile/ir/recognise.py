@@ -79,13 +79,19 @@ def check_proto(proto: onnx.ModelProto, name: str) -> None:
         if twice is not None:
             what = f"two {kind} have the name '{twice}'" if twice else f"{kind} without a name"
             raise ModelError(f"{name} is not a valid ONNX model: {what}")
-    for value in (*proto.graph.input, *proto.graph.output):
-        if value.type.HasField("map_type"):
+    for value in (*proto.graph.input, *proto.graph.output, *proto.graph.value_info):
+        if _holds_map(value.type):
             raise ModelError(
                 f"{name}: '{value.name}' is a map, not a tensor (a classical model with ZipMap?); "
                 "export it without (options={'zipmap': False})"
             )
     _check_graph(proto.graph, name)
+
+
+def _holds_map(kind: onnx.TypeProto) -> bool:
+    if kind.HasField("sequence_type"):
+        return _holds_map(kind.sequence_type.elem_type)
+    return kind.HasField("map_type")
 
 
 def _check_graph(graph: onnx.GraphProto, name: str) -> None:

@@ -20,6 +20,7 @@ __all__ = [
     "check_values",
     "describe",
     "fix_weight_inputs",
+    "integer_operators",
     "rename_shadows",
     "sort_nodes",
     "unique_name",
@@ -209,14 +210,20 @@ def describe(model: oir.Model) -> list[Note]:
     custom = Counter(f"{n.domain}.{n.op_type}" for n in nodes if n.domain not in _KNOWN_DOMAINS)
     if custom:
         notes.append(Note("", f"custom operators are left alone: {_counts(custom)}"))
-    integer = Counter(n.op_type for n in nodes if n.op_type.startswith(_QUANTIZED))
-    pairs = Counter({k: integer.pop(k) for k in _PAIRS if k in integer})
+    pairs = Counter(n.op_type for n in nodes if n.op_type in _PAIRS)
+    integer = integer_operators(model)
     if pairs:
         notes.append(Note("", f"the model brings its own scales, which are kept: {_counts(pairs)}"))
     if integer:
         text = f"integer operators in the model are kept as they are: {_counts(integer)}"
         notes.append(Note("", text))
     return notes
+
+
+def integer_operators(model: oir.Model) -> Counter[str]:
+    """Operators that another quantizer wrote, with their numbers, without Q/DQ pairs."""
+    types = (n.op_type for n in model.graph.all_nodes())
+    return Counter(t for t in types if t.startswith(_QUANTIZED) and t not in _PAIRS)
 
 
 def _counts(counter: Counter[str]) -> str:

@@ -37,6 +37,19 @@ def test_missing_batch_axis_is_added_and_said() -> None:
     assert "batch axis" in notes[0]
 
 
+def test_strings_are_read_stored_and_compared(tmp_path: Path) -> None:
+    specs = specs_of("string[N,1] x")
+    for index, word in enumerate(("one", "three", "one", "three", "four")):
+        np.savez(tmp_path / f"{index}.npz", x=np.array([[word]]))
+    feeds = open_feeds(tmp_path, specs)
+    assert feeds.load(1)["x"].tolist() == [["three"]]
+    objects, _ = fit_feed({"x": np.array([["one"]], object)}, specs, "s")
+    assert objects["x"].tobytes() == feeds.load(0)["x"].tobytes()
+    assert len(diverse_indices(feeds, 3)) == 3
+    with pytest.raises(CalibrationError, match="is int64, the model needs strings"):
+        fit_feed({"x": np.zeros((1, 1), np.int64)}, specs, "s")
+
+
 @pytest.mark.parametrize(
     ("array", "says"),
     [

@@ -130,6 +130,16 @@ BROKEN: dict[str, tuple[Callable[[onnx.ModelProto], object], str]] = {
         ),
         "'y' is a map, not a tensor",
     ),
+    "sequence_of_maps_output": (
+        lambda m: m.graph.output[0].type.CopyFrom(
+            helper.make_sequence_type_proto(
+                helper.make_map_type_proto(
+                    TensorProto.INT64, helper.make_tensor_type_proto(TensorProto.FLOAT, [])
+                )
+            )
+        ),
+        r"'y' is a map, not a tensor .*options=\{'zipmap': False\}",
+    ),
     "zero_scale": (
         lambda m: m.graph.CopyFrom(
             parser.parse_graph(
