@@ -91,7 +91,7 @@ def check_proto(proto: onnx.ModelProto, name: str) -> None:
 def _holds_map(kind: onnx.TypeProto) -> bool:
     if kind.HasField("sequence_type"):
         return _holds_map(kind.sequence_type.elem_type)
-    return kind.HasField("map_type")
+    return bool(kind.HasField("map_type"))
 
 
 def _check_graph(graph: onnx.GraphProto, name: str) -> None:
