@@ -13,7 +13,8 @@ import numpy.typing as npt
 
 from qcompile.backends.ort import Session, open_session
 from qcompile.data.inputs import Feed, InputSpec
-from qcompile.data.text import is_cache, token_feed, token_input
+from qcompile.data.text import token_feed, token_input
+from qcompile.rollout import Rollout
 from qcompile.scores import Metric
 
 __all__ = [
@@ -142,6 +143,7 @@ def compare_generation(
     feeds: Sequence[Feed],
     language: Language,
     *,
+    rollout: Rollout | None = None,
     threads: int | None = None,
 ) -> Generation:
     """Both models side by side on held-back samples."""
@@ -165,7 +167,7 @@ def compare_generation(
         positions,
         same / positions,
         divergence / positions,
-        _decoding(sessions, specs, feeds[0], language),
+        _decoding(sessions, specs, feeds[0], language, rollout),
     )
 
 
@@ -174,16 +176,18 @@ def _decoding(
     specs: tuple[InputSpec, ...],
     feed: Feed,
     language: Language,
+    rollout: Rollout | None,
 ) -> Decoding | None:
     rows = np.asarray(feed[language.tokens], np.int64)
     if language.fixed or len(rows) != 1:
         return None
     prompt = rows[0]
     half = prompt[: max(1, len(prompt) // 2)]
-    wanted, found = (_greedy(s, specs, half, language.logits, feed) for s in sessions)
+    state = rollout.state if rollout is not None and rollout.decoder else {}
+    wanted, found = (_greedy(s, specs, half, language.logits, feed, state) for s in sessions)
     equal = next((i for i, (a, b) in enumerate(zip(wanted, found, strict=True)) if a != b), None)
     prefill = _times(sessions, feed)
-    decode = _times(sessions, _step_feed(sessions[0], specs, prompt, feed))
+    decode = _times(sessions, _step_feed(sessions[0], specs, prompt, feed, state))
     return Decoding(
         len(wanted),
         1.0 if equal is None else equal / len(wanted),
@@ -193,7 +197,7 @@ def _decoding(
         decode,
         (1e3 / decode[0], 1e3 / decode[1]),
         decode[0] / decode[1],
-        any(is_cache(s) for s in specs),
+        bool(state),
     )
 
 
@@ -203,14 +207,17 @@ def _greedy(
     prompt: npt.NDArray[np.int64],
     logits: str,
     base: Feed,
+    state: Mapping[str, str],
 ) -> list[int]:
-    """The most likely tokens, one after another; the whole sequence is read anew at each step."""
-    ids = list(prompt)
-    for _ in range(GREEDY_STEPS):
-        feed = token_feed(specs, np.array(ids, np.int64), others=base)
-        found = session.run(feed, [logits])[logits]
-        ids.append(int(found[0, -1].argmax()))
-    return [int(i) for i in ids[len(prompt) :]]
+    """The most likely tokens, one after another; without a cache all is read anew at each step."""
+    ids = [int(i) for i in prompt]
+    past: dict[str, Any] = {}
+    for step in range(GREEDY_STEPS):
+        taken = ids[-1:] if state and step else ids
+        outputs = session.run(token_feed(specs, np.array(taken, np.int64), past, base))
+        past = {into: outputs[out] for out, into in state.items()}
+        ids.append(int(outputs[logits][0, -1].argmax()))
+    return ids[len(prompt) :]
 
 
 def _step_feed(
@@ -218,16 +225,13 @@ def _step_feed(
     specs: tuple[InputSpec, ...],
     prompt: npt.NDArray[np.int64],
     base: Feed,
+    state: Mapping[str, str],
 ) -> Feed:
     """One token, behind the cache that the prompt leaves where the model has one."""
-    caches = [s.name for s in specs if is_cache(s)]
-    if not caches:
+    if not state:
         return token_feed(specs, prompt[:1], others=base)
     outputs = session.run(token_feed(specs, prompt, others=base))
-    past = {}
-    made = [k for k in outputs if "present" in k.lower() or "cache" in k.lower()]
-    for name, out in zip(caches, made, strict=False):
-        past[name] = outputs[out]
+    past = {into: outputs[out] for out, into in state.items()}
     return token_feed(specs, prompt[-1:], past, base)
 
 

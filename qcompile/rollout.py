@@ -2,6 +2,8 @@
 
 A recurrent or streaming model is called again and again with the state that it returned. Small errors
 accumulate there, so one call says little: float model and artifact each run N steps on their own states.
+The cache of a decoder grows with every call, and mask and positions with it: a sample's first tokens are
+read at once, the others one by one.
 """
 
 from __future__ import annotations
@@ -9,11 +11,15 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
+
+import numpy as np
 
 from qcompile.backends.ort import Port, Session
 from qcompile.compare import OutputComparison, OutputResult, compare_outputs
+from qcompile.data.inputs import InputSpec, is_cache
+from qcompile.data.text import token_feed, token_input
 from qcompile.ir.errors import ModelError, OptionError
 
 __all__ = ["STEPS", "Rollout", "StepResult", "find_rollout", "roll"]
@@ -46,15 +52,36 @@ class Rollout:
         state: output name -> the input that it is fed back into.
         steps: how many calls follow one another.
         asked: named by the user; what cannot be rolled is then an error.
+        decoder: inputs of a language model whose state is a cache that grows; () for all others.
     """
 
     state: Mapping[str, str]
     steps: int = STEPS
     asked: bool = False
+    decoder: tuple[InputSpec, ...] = ()
 
     def text(self) -> str:
         """For people: ``hn -> h, cn -> c``."""
+        if self.decoder:
+            return f"a cache of {len(self.state)} tensors that grows"
         return ", ".join(f"{out} -> {into}" for out, into in self.state.items())
+
+    def of_decoder(self, specs: tuple[InputSpec, ...]) -> Rollout:
+        """The same where the state is all of a language model's keys and values."""
+        caches = {spec.name for spec in specs if is_cache(spec)}
+        if token_input(specs) is None or set(self.state.values()) != caches:
+            return self
+        return replace(self, decoder=specs)
+
+    def feed(self, step: int, sample: Feed, state: Mapping[str, Any]) -> Feed:
+        """What a call is given: a sample with the state, or the next token behind the cache."""
+        tokens = token_input(self.decoder) if self.decoder else None
+        if tokens is None:
+            return {**sample, **state}
+        ids = np.asarray(sample[tokens.name], np.int64)[0]
+        first = max(1, len(ids) - self.steps + 1)
+        taken = ids[:first] if step == 0 else ids[[(first + step - 1) % len(ids)]]
+        return token_feed(self.decoder, taken, dict(state), dict(sample))
 
 
 @dataclass(frozen=True)
@@ -175,7 +202,7 @@ def roll(
         if number and time.perf_counter() - began > SECONDS:
             break
         for step, results in enumerate(compared):
-            feed = feeds[(start + step) % len(feeds)]
+            feed = feeds[start if rollout.decoder else (start + step) % len(feeds)]
             try:
                 ref = run_float(step, feed)
             except ModelError as e:
@@ -203,7 +230,7 @@ def _carrying(session: Session, rollout: Rollout) -> Callable[[int, Feed], dict[
     def run(step: int, feed: Feed) -> dict[str, Any]:
         if step == 0:
             state.clear()
-        outputs = session.run({**feed, **state})
+        outputs = session.run(rollout.feed(step, feed, state))
         state.update({into: outputs[out] for out, into in rollout.state.items()})
         return outputs
 

@@ -28,10 +28,14 @@ def with_state(job: Job) -> Job:
     rollout = find_rollout(session.inputs, session.outputs, options.state, options.steps)
     if rollout is None:
         return job
+    rollout = rollout.of_decoder(job.prepared.inputs)
     job = replace(job, rollout=rollout)
+    # a decoder's samples begin with an empty cache, and no mask of theirs fits one that is filled
+    if rollout.decoder or job.in_parts() is not None:
+        return (
+            job  # in parts: one sample after the other would be one pass through the file for each
+        )
     data = job.data
-    if job.in_parts() is not None:
-        return job  # one sample after the other would be one pass through the file for each
     if data.random or not _all_zero(data.calibration, rollout):
         return job
     carried = _carried(session, data.calibration, rollout)

@@ -294,6 +294,7 @@ def _judge(job: Job, path: Path, language: Language | None) -> GateResult:
         slices=options.slices,
         extremes=data.extremes(),
         parts=job.in_parts(),
+        rollout=None if job.in_parts() is not None else job.rollout,
         threads=options.threads,
         budget_s=options.gate_time,
         custom_ops=options.custom_ops,
@@ -317,5 +318,6 @@ def _generation(job: Job, taken: Tried, language: Language | None) -> Generation
         job.prepared.inputs,
         list(job.data.held),
         language,
+        rollout=job.rollout,
         threads=job.options.threads,
     )

@@ -11,7 +11,7 @@ import onnx_ir as oir
 
 from qcompile.ir.errors import CalibrationError, ModelError
 
-__all__ = ["Feed", "InputSpec", "fit_feed", "input_specs", "random_feeds"]
+__all__ = ["Feed", "InputSpec", "fit_feed", "input_specs", "is_cache", "random_feeds"]
 
 Feed = dict[str, npt.NDArray[np.generic]]
 """One call of the model: input name -> array."""
@@ -77,6 +77,13 @@ def input_specs(model: oir.Model) -> tuple[InputSpec, ...]:
 
 def _dim(dim: int | oir.SymbolicDim) -> int | str | None:
     return dim if isinstance(dim, int) else (str(dim.value) if dim.value is not None else None)
+
+
+def is_cache(spec: InputSpec) -> bool:
+    """Whether an input takes a decoder's keys or values of earlier steps, of which there may be none."""
+    name = spec.name.lower()
+    rank = -1 if spec.shape is None else len(spec.shape)
+    return rank == 4 and spec.dtype.startswith("float") and ("past" in name or "cache" in name)
 
 
 def fit_feed(
@@ -154,7 +161,7 @@ def _fit_shape(
         raise CalibrationError(
             f"{sample}: input '{spec.name}' has shape {found}, the model needs {spec}"
         )
-    if 0 in array.shape:
+    if 0 in array.shape and not is_cache(spec):
         raise CalibrationError(f"{sample}: input '{spec.name}' is empty (shape {array.shape})")
     return array, notes
 

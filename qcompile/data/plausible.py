@@ -56,7 +56,7 @@ def _picture(value: oir.Value, feeds: Sequence[Feed]) -> str:
     """Whole numbers up to 255 into a model that does not scale them."""
     name = value.name or ""
     arrays = [feed[name] for feed in feeds if name in feed]
-    if not arrays or any(a.ndim != 4 or a.dtype.kind != "f" for a in arrays):
+    if not arrays or any(a.ndim != 4 or a.dtype.kind != "f" or not a.size for a in arrays):
         return ""
     high, low = max(float(a.max()) for a in arrays), min(float(a.min()) for a in arrays)
     whole = all(np.array_equal(a, np.rint(a)) for a in arrays)

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qcompile.data.feeds import FeedSet
-from qcompile.data.inputs import Feed, InputSpec
+from qcompile.data.inputs import Feed, InputSpec, is_cache
 from qcompile.ir.errors import BackendMissingError, CalibrationError, OptionError
 
 __all__ = [
@@ -142,14 +142,6 @@ def token_feed(
             )
         feed[spec.name] = np.asarray(found, np.dtype(spec.dtype))
     return feed
-
-
-def is_cache(spec: InputSpec) -> bool:
-    """Whether an input takes keys or values of earlier steps."""
-    name = spec.name.lower()
-    return (
-        _rank(spec) == 4 and spec.dtype.startswith("float") and ("past" in name or "cache" in name)
-    )
 
 
 def _empty(spec: InputSpec) -> npt.NDArray[np.generic]:
