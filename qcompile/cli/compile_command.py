@@ -80,7 +80,7 @@ __all__ = ["command"]
     help=f"What is done for accuracy: all (default), none, names, or -name: {', '.join(TECHNIQUES)}.",
 )
 @click.option("--threads", type=int, help="Threads for costs and gate [the runtime's default].")
-@click.option("--memory-limit", help="For example 4GB.")
+@click.option("--memory-limit", help="For example 4GB [all that is free].")
 @click.option("--effort", type=click.Choice(EFFORTS), help="How long to search [default].")
 @click.option("--seed", type=int, help="Of everything random [0].")
 @click.option("--allow-random", is_flag=True, default=None, help="Accept random calibration data.")
