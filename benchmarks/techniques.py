@@ -27,7 +27,7 @@ from qcompile.environment import describe_machine, describe_versions
 from qcompile.techniques import ALL
 
 SHORT = {"gate_time": "1s", "min_speedup": 0.01}
-SCALING = ("fold-scales", "smooth-quant")
+SCALING = ("fold-scales", "smooth-quant", "smooth-branches")
 
 
 @dataclass

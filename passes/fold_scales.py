@@ -25,7 +25,8 @@ from qcompile.ir.errors import PassError
 from qcompile.ir.graph import constant
 from qcompile.ir.manager import CompileState, Note, PassResult
 from qcompile.passes.linear import Array, Linear, as_linear, set_constant
-from qcompile.passes.scale_regions import Region, find_regions
+from qcompile.passes.scale_branches import find_all, insert_division
+from qcompile.passes.scale_regions import Region
 
 __all__ = ["FoldScales", "scale_region", "why_unfit"]
 
@@ -48,7 +49,7 @@ class FoldScales:
             PassError: a name is no region of the graph, or has another number of channels.
         """
         graph = state.model.graph
-        known = {region.name: region for region in find_regions(graph)[0]}
+        known = {region.name: region for region in find_all(graph)[0]}
         for name, exponents in self.exponents.items():
             reason = why_unfit(known.get(name), exponents)
             if reason is not None:
@@ -88,6 +89,8 @@ def scale_region(graph: oir.Graph, region: Region, exponents: Array) -> None:
         _linear(node).scale_outputs(graph, 1.0 / factor, zero)
     for node in region.readers:
         _linear(node).scale_inputs(graph, factor, zero)
+    if region.branch:
+        insert_division(graph, region, factor)
     for node, index, axis in region.gains:
         _scale_constant(graph, node, index, axis, 1.0 / factor)
     for node, index, axis in region.reader_gains:

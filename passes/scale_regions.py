@@ -48,6 +48,7 @@ class Region:
         least: (channels,), the least factor that each channel can take; 0 without a limit.
         fixed: (channels,), channels that keep the factor 1.
         moved: whether only moves of data lie between sources and readers.
+        branch: nothing takes the factor up but a division in front of the readers.
     """
 
     seed: oir.Value
@@ -60,6 +61,7 @@ class Region:
     least: Array = field(default_factory=lambda: np.zeros(0))
     fixed: Array = field(default_factory=lambda: np.zeros(0))
     moved: bool = True
+    branch: bool = False
 
     @property
     def name(self) -> str:

@@ -40,7 +40,8 @@ def traced(causes: Mapping[str, Cause], values: Mapping[str, oir.Value]) -> dict
             text += f"; it comes from '{blamed}'"
         loud = _loudness(node, cause.channel)
         if loud > LOUD:
-            text += f", whose weights of that channel reach {loud:.3g} times the middle one's"
+            whose = "the layer's" if blamed == cause.node else "whose"
+            text += f", {whose} weights of that channel reach {loud:.3g} times the middle one's"
         found[name] = replace(cause, node=blamed, text=text)
     return found
 

@@ -9,7 +9,7 @@ from qcompile.ir.manager import CompileState, PassManager
 from qcompile.ir.notes import Note
 from qcompile.passes.fold_scales import FoldScales, why_unfit
 from qcompile.passes.quantizable import classify
-from qcompile.passes.scale_regions import find_regions
+from qcompile.passes.scale_branches import find_all
 from qcompile.prepare import Prepared
 
 __all__ = ["Exponents", "fitting_factors", "with_factors"]
@@ -42,7 +42,7 @@ def fitting_factors(
     A Clip is passed by channels that it provably never cuts off: which those are depends on the
     weights.
     """
-    known = {region.name: region for region in find_regions(prepared.model.graph)[0]}
+    known = {region.name: region for region in find_all(prepared.model.graph)[0]}
     kept: dict[str, tuple[int, ...]] = {}
     notes = []
     for name, each in exponents.items():

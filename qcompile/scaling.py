@@ -4,7 +4,7 @@ For each region (see ``passes.scale_regions``) candidates are tried on what its 
 with the least error of their integer products on held-back samples is taken, none where that gains
 too little. Then the whole model is built with and without them; what does not raise the SQNR at the
 output is undone: first what Convs read ("fold-scales"), then what only products with matrices read
-("smooth-quant").
+("smooth-quant"), then what such products read beside others ("smooth-branches").
 """
 
 from __future__ import annotations
@@ -44,6 +44,9 @@ POSITIONS = 256
 GAIN = 0.95
 """A factor must lower the error of the products that read it to this share."""
 
+BRANCH_GAIN = 0.5
+"""The same where the factor costs a division."""
+
 LIMIT = 256 * 2**20
 """Bytes of captured tensors alive at once."""
 
@@ -75,6 +78,8 @@ class _Reader:
 
 def region_kind(region: Region) -> str:
     """The technique that a region belongs to."""
+    if region.branch:
+        return "smooth-branches"
     convs = any(node.op_type.startswith("Conv") for node in region.readers)
     return "fold-scales" if convs else "smooth-quant"
 
@@ -194,7 +199,8 @@ def _choose(found: Factors, region: Region, peaks: Array, readers: Sequence[_Rea
         if one < best:
             best, chosen, taken = one, exponents, alpha
     listed = ", ".join(f"'{origin(reader.site.node)}'" for reader in readers)
-    if chosen is None or best > GAIN * before:
+    needed = BRANCH_GAIN if region.branch else GAIN
+    if chosen is None or best > needed * before:
         found.note(kind, where, f"left as it is: no factors help {listed} enough")
         return
     found.exponents.setdefault(kind, {})[where] = tuple(int(k) for k in chosen)
@@ -222,7 +228,11 @@ def recalibrated(job: Job, ranges: Ranges, touched: frozenset[str]) -> Ranges:
     known = ranges.calibration
     if known is None:
         raise CalibrationError("ranges that were replayed have no statistics to renew")
-    names = [name for name in observed_tensors(job.prepared.sites) if name in touched]
+    names = [
+        name
+        for name in observed_tensors(job.prepared.sites)
+        if name in touched or not (name in known.fit or name in known.same)
+    ]
     if not names:
         return ranges
     new = calibrate(

@@ -12,6 +12,7 @@ __all__ = ["ALL", "TECHNIQUES", "parse_techniques"]
 TECHNIQUES = {
     "fold-scales": "channels of activations evened out, the scales folded into neighbouring layers",
     "smooth-quant": "outliers in what a MatMul reads moved into its weights",
+    "smooth-branches": "the same by a division in front of the MatMul where nothing else takes the scale",
     "weight-ranges": "ranges of weights by output error instead of the largest weight",
     "learned-rounding": "weights rounded so that the layer's output errs least",
     "bias-correction": "the mean error of a layer taken away by its bias",

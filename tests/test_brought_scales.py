@@ -90,6 +90,40 @@ g (float[1, 16, 12, 12] x) => (float[1, 16, 12, 12] y) <float sx = {0.0234375}, 
 }"""
 
 
+# as PyTorch's own exporter (dynamo) writes fake quantization: float weights behind Q and DQ with int8
+# zero points per channel, "axis" on scales that are one number, ReduceMean with axes as an input
+DYNAMO = """<ir_version: 10, opset_import: ["" : 20]>
+g (float[1, 16, 12, 12] x) => (float[1, 10] y)
+<float sx = {0.0234375}, uint8 zx = {121}, float sa = {0.0513}, uint8 za = {0}, int64[2] axes = {2, 3}> {
+    xq = QuantizeLinear<axis = 1>(x, sx, zx)
+    xd = DequantizeLinear<axis = 1>(xq, sx, zx)
+    wq = QuantizeLinear<axis = 0>(w, sw, zeros)
+    wd = DequantizeLinear<axis = 0>(wq, sw, zeros)
+    c = Conv<group = 1, pads = [1, 1, 1, 1], auto_pad = "NOTSET", strides = [1, 1]>(xd, wd, bias)
+    r = Relu(c)
+    rq = QuantizeLinear<axis = 1>(r, sa, za)
+    rd = DequantizeLinear<axis = 1>(rq, sa, za)
+    m = ReduceMean<noop_with_empty_axes = 0, keepdims = 0>(rd, axes)
+    fq = QuantizeLinear<axis = 0>(f, sf, zf)
+    fd = DequantizeLinear<axis = 0>(fq, sf, zf)
+    y = Gemm<beta = 1.0, transB = 1>(m, fd, fb)
+}"""
+
+
+def test_what_pytorch_exports_keeps_its_scales(tmp_path: Path) -> None:
+    given = {k: v for k, v in arrays().items() if k in ("w", "sw", "zeros")}
+    given |= {"f": RNG.normal(0, 0.2, (10, 16)).astype(np.float32), "zf": np.zeros(10, np.int8)}
+    given["sf"] = (np.abs(given["f"]).max(axis=1) / 127).astype(np.float32)
+    given |= {n: RNG.normal(0, 0.1, k).astype(np.float32) for n, k in (("bias", 16), ("fb", 10))}
+    result = build(model(DYNAMO, tmp_path / "dynamo.onnx", **given), tmp_path / "out")
+    assert result.check().verdict == "delivered"
+    assert {row["realised"] for row in result.report.data["layers"]} == {"int8"}
+    for name in ("model.qdq.onnx", "model.onnx"):
+        held = constants(tmp_path / "out" / name)
+        wanted = [given["sw"], given["sf"], np.float32(0.0234375), np.float32(0.0513)]
+        assert all(array.tobytes() in held for array in wanted), name
+
+
 def test_what_is_missing_is_completed(tmp_path: Path) -> None:
     given = arrays()
     floats = {"bias": RNG.normal(size=16).astype(np.float32), "u": given["w"]}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -177,3 +178,48 @@ def test_scaled_tensors_are_explained_and_diagnosed_as_they_are(
     told = json.loads(capsys.readouterr().out)
     # with the unscaled model beside scaled ranges every tensor would be clipped to nothing
     assert told["likely"] is None and told["all_integer"] < 0.01
+
+
+BERT = """g (float[1,32,16] x) => (float[1,32,16] y) {
+  n = LayerNormalization (x, gain, shift)  q = MatMul (n, w1)  r = Relu (q)
+  s = MatMul (r, w2)  y = Add (n, s) }"""
+
+
+def bert(tuned: float = 0.0) -> onnx.ModelProto:
+    """A normalization with two loud channels, read by a product that hardly counts on them, and a sum."""
+    rng = np.random.default_rng(0)
+    gain = np.ones(16)
+    gain[[3, 9]] = 60.0
+    w1 = rng.standard_normal((16, 32))
+    w1[[3, 9]] /= 60.0
+    arrays = {"gain": gain, "shift": np.zeros(16), "w1": w1, "w2": rng.standard_normal((32, 16))}
+    arrays["w2"] = arrays["w2"] * (1 + tuned * rng.standard_normal((32, 16)))
+    return text_model(BERT, **{k: v.astype(np.float32) for k, v in arrays.items()})
+
+
+def test_what_no_layer_takes_up_is_divided_where_that_pays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(1)
+    rows = [{"x": rng.standard_normal((1, 32, 16)).astype(np.float32)} for _ in range(16)]
+    given = {**QUICK, "techniques": "smooth-branches", "calibration": rows}
+    onnx.save(bert(), tmp_path / "a.onnx")
+    onnx.save(bert(0.02), tmp_path / "b.onnx")
+
+    def as_fast(slower: float) -> Any:
+        return lambda _, before, after: (
+            replace(before, speedup=2.0),
+            replace(after, speedup=2.0 * slower),
+        )
+
+    monkeypatch.setattr("qcompile.even_out._Stage._timed", as_fast(0.3))
+    dear = qcompile.compile(tmp_path / "a.onnx", output=tmp_path / "dear", **given)
+    assert record(dear, "smooth-branches")["changed"] == 0
+    assert "not worth their time" in record(dear, "smooth-branches")["notes"][0]["text"]
+    monkeypatch.setattr("qcompile.even_out._Stage._timed", as_fast(0.99))
+    found = qcompile.compile(tmp_path / "a.onnx", output=tmp_path / "a", **given)
+    assert record(found, "smooth-branches")["changed"] == 1
+    locked = Lock.read(found.path / "qcompile.lock")
+    assert list(locked.factors) == ["n"]
+    later = qcompile.compile(tmp_path / "b.onnx", output=tmp_path / "b", base=found.path, **given)
+    assert later.report.data["moved"]["factors"] == {"carried": ["n"], "left": []}
