@@ -2,6 +2,7 @@
 
     python benchmarks/engines.py det=det.onnx:calibration/:test/ --peer modelopt-trt=/venv/bin/python
     python benchmarks/engines.py vit=vit.onnx:cal/:test/ --target tensorrt-fp8 --capability SM89
+    python benchmarks/engines.py --table runs/*.json        # one table of what --json wrote
 
 A model is NAME=FILE.onnx:CALIBRATION:TEST, both folders of .npz feeds. Every tool gets the same
 calibration files. For each GPU generation the table shows how many Conv, Gemm and MatMul the tool asked
@@ -191,8 +192,21 @@ def table(rows: list[Row], capabilities: list[str]) -> str:
     return "\n".join(lines)
 
 
+def read_rows(paths: list[str]) -> list[Row]:
+    """What --json wrote, by model, qcompile first."""
+    rows = []
+    for path in paths:
+        for found in json.loads(Path(path).read_text(encoding="utf-8")):
+            engines = {name: Built(**built) for name, built in found.pop("engines").items()}
+            rows.append(Row(**found, engines=engines))
+    return sorted(rows, key=lambda row: (row.model, row.tool != OURS, row.tool))
+
+
 def main() -> int:
     """Build everything and print the table."""
+    if sys.argv[1:2] == ["--table"]:
+        print(table(read_rows(sys.argv[2:]), list(CAPABILITIES)))
+        return 0
     if sys.argv[1:2] == ["--inspect"]:
         path, capability, feeds = sys.argv[2:5]
         print(json.dumps(asdict(inspect(Path(path), capability, Path(feeds)))))
