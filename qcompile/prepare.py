@@ -29,6 +29,7 @@ from qcompile.passes.lift_pairs import LiftPairs
 from qcompile.passes.lift_weights import LiftWeights
 from qcompile.passes.prepare import prepare_passes
 from qcompile.passes.quantizable import Site, classify
+from qcompile.passes.widen_half import WidenHalf
 
 __all__ = ["Prepared", "prepare"]
 
@@ -90,6 +91,8 @@ def prepare(source: Any, target: Target, options: Options, work: Path | None = N
     state = CompileState(model, target)
     contrib = target.backend == "ort" and not target.portable
     passes = prepare_passes(contrib, engines=target.backend == "trt")
+    if contrib and target.ops and target.weights is None:
+        passes = [WidenHalf(), *passes]
     if _has_pairs(model):
         passes = [FoldConstants(), LiftWeights(), *passes, LiftPairs(), KeepWeights()]
     manager = PassManager(passes, frozenset(options.disable))
