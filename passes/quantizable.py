@@ -23,6 +23,7 @@ from qcompile.passes.channel_limits import channel_limit
 from qcompile.passes.operator_limits import operator_limit
 from qcompile.passes.protected import protected
 from qcompile.passes.residual import carried_input
+from qcompile.passes.scale_branches import is_division
 
 __all__ = ["Site", "classify", "quantizable", "static_sites"]
 
@@ -81,6 +82,8 @@ def quantizable(model: oir.Model, target: Target) -> list[Site]:
     seen: dict[str, int] = {}
     spelled = protected(model.graph)
     for node in model.graph:
+        if is_division(node):
+            continue
         name = origin(node) or node.name or ""
         seen[name] = seen.get(name, 0) + 1
         if seen[name] > 1:

@@ -16,7 +16,9 @@ from qcompile.ir.graph import add_initializer, constant
 from qcompile.passes.linear import Array, as_linear
 from qcompile.passes.scale_regions import Region, find_regions
 
-__all__ = ["division_name", "find_all", "insert_division"]
+__all__ = ["division_name", "find_all", "insert_division", "is_division"]
+
+SUFFIX = "_divided_by_channel"
 
 
 def find_all(graph: oir.Graph) -> tuple[list[Region], list[tuple[str, str]]]:
@@ -49,7 +51,12 @@ def _branches(graph: oir.Graph, taken: Collection[oir.Value]) -> list[Region]:
 
 def division_name(tensor: str) -> str:
     """Of the Div that divides a tensor's channels."""
-    return f"{tensor}_divided_by_channel"
+    return f"{tensor}{SUFFIX}"
+
+
+def is_division(node: oir.Node) -> bool:
+    """Whether a node was put in by ``insert_division``: it is no layer of the model, so no plan has it."""
+    return node.op_type == "Div" and (node.name or "").endswith(SUFFIX)
 
 
 def insert_division(graph: oir.Graph, region: Region, factor: Array) -> None:

@@ -24,7 +24,6 @@ from qcompile.ir.graph import constant
 from qcompile.lock import Lock
 from qcompile.options import NAMES, Options
 from qcompile.passes.quantizable import Site
-from qcompile.passes.scale_branches import division_name
 from qcompile.planner.units import identified
 from qcompile.prepare import Prepared
 from qcompile.subject import open_subject
@@ -59,9 +58,7 @@ class Base:
         Raises:
             OptionError: it has not; names the first layer that differs.
         """
-        divisions = {division_name(tensor) for tensor in self.lock.factors}
-        layers = [c for c in self.lock.plan.layers if c.origin not in divisions]
-        old = [(c.origin, c.op_type) for c in layers]
+        old = [(c.origin, c.op_type) for c in self.lock.plan.layers]
         new = [(s.origin, s.op_type) for s in prepared.sites]
         nodes = identified(self.portable)
         for index in range(max(len(old), len(new))):

@@ -221,5 +221,11 @@ def test_what_no_layer_takes_up_is_divided_where_that_pays(
     assert record(found, "smooth-branches")["changed"] == 1
     locked = Lock.read(found.path / "qcompile.lock")
     assert list(locked.factors) == ["n"]
+    # the division is no layer: a plan holds for the model with and without it
+    plain = {"techniques": "none", "plan": found.path / "plan.json", "calibration": rows}
+    again = qcompile.compile(
+        tmp_path / "a.onnx", output=tmp_path / "p", **{**QUICK, **plain, "effort": "fast"}
+    )
+    assert again.report.data["plan"]["how"] == "every layer is pinned by the user"
     later = qcompile.compile(tmp_path / "b.onnx", output=tmp_path / "b", base=found.path, **given)
     assert later.report.data["moved"]["factors"] == {"carried": ["n"], "left": []}
