@@ -37,7 +37,8 @@ def layer_errors(job: Job, portable: oir.Model, tensors: Sequence[str]) -> dict[
         CalibrationError: a sample does not run.
     """
     model = job.prepared.model
-    names = [n for n in _floats(model, tensors) if n in set(_floats(portable, tensors))]
+    held = set(_floats(portable, tensors))
+    names = [n for n in _floats(model, tensors) if n in held]
     if not names:
         return {}
     feeds = [job.data.calibration.load(i) for i in range(min(FEEDS, len(job.data.calibration)))]
