@@ -122,7 +122,9 @@ def round_matrices(
 
     total = len(job.data.calibration)
     picked = np.unique(np.linspace(0, total - 1, min(SAMPLES, total)).astype(int))
-    with tempfile.TemporaryDirectory(dir=job.work, prefix="live-") as spill:
+    with tempfile.TemporaryDirectory(
+        dir=job.work, prefix="live-", ignore_cleanup_errors=True
+    ) as spill:
         stream(
             model,
             [job.data.calibration.load(int(i)) for i in picked],

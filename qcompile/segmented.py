@@ -127,7 +127,9 @@ def run_parts(
     Raises:
         CalibrationError: a sample does not run.
     """
-    with tempfile.TemporaryDirectory(dir=folder, prefix="live-") as spill:
+    with tempfile.TemporaryDirectory(
+        dir=folder, prefix="live-", ignore_cleanup_errors=True
+    ) as spill:
         stepper = Stepper(
             model,
             [dict(f) for f in feeds],

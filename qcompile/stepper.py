@@ -7,6 +7,7 @@ never copied; what no later node reads is let go.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -104,7 +105,8 @@ class Stepper:
         path = getattr(array, "filename", None)
         del array
         if path is not None and self._spill is not None and Path(path).parent == self._spill:
-            Path(path).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # Windows keeps what is still mapped
+                Path(path).unlink()
 
     def _kept(self, array: Any) -> Any:
         """The array, in a file where there is a folder for it."""
