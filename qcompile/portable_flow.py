@@ -34,6 +34,7 @@ from qcompile.planner.by_groups import Tried, accurate_plan
 from qcompile.planner.default import without_ends
 from qcompile.planner.race import open_race
 from qcompile.planner.search import needed_db
+from qcompile.planner.vectors import kept_wide, weight_products
 from qcompile.portable_build import PortableBuilder, portable_passes
 from qcompile.portable_write import write_portable
 from qcompile.profiles import shape_profile
@@ -166,15 +167,20 @@ def _plans(job: Job, builder: Builder, start: PrecisionPlan, *, replay: bool) ->
 
 
 def _fusible(job: Job, plan: PrecisionPlan) -> PrecisionPlan:
-    """The plan in which every attention can become one kernel."""
-    limit = job.prepared.target.longest_attention
-    attentions = find_attention(job.prepared.model.graph)
-    if not limit or not attentions:
+    """The plan in which every attention can become one kernel, and no product is one of a vector."""
+    target, model = job.prepared.target, job.prepared.model
+    if target.backend != "trt" or not target.ops:
         return plan
+    attentions, products = find_attention(model.graph), weight_products(model.graph)
     feed = max(job.data.calibration, key=lambda f: sum(a.size for a in f.values()))
-    names = [one.weights for one in attentions]
-    shapes = shapes_seen(job.prepared.model, names, feed, job.work, job.options.custom_ops)
-    return kept_whole(kept_short(plan, attentions, shapes, limit), attentions)
+    names = [*(one.weights for one in attentions), *products.values()]
+    shapes = shapes_seen(model, names, feed, job.work, job.options.custom_ops)
+    if not job.options.shapes:  # more rows than the samples have may be asked for
+        plan = kept_wide(plan, products, shapes)
+    limit = target.longest_attention
+    if limit:
+        plan = kept_short(plan, attentions, shapes, limit)
+    return kept_whole(plan, attentions)
 
 
 def _judge(job: Job, path: Path, engine: EngineCheck) -> GateResult:
