@@ -67,7 +67,9 @@ def settle(
             verdict, code = NOT_DELIVERED, exit_code
 
     # A target without integer rows has float layers only; its casts rest on calibration all the same.
-    in_float = bool(job.prepared.target.ops) and all(c["requested"] == FLOAT for c in layers)
+    target = job.prepared.target
+    integers = bool(target.ops) or target.weights is not None
+    in_float = integers and all(c["requested"] == FLOAT for c in layers)
     if in_float and not options.best_effort:
         why = why_float(job.prepared)
         text = "no layer can be integer with this target and these options"

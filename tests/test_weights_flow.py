@@ -245,3 +245,15 @@ def test_columns_that_awq_scaled_stay_scaled_in_8_bits(
     made = round_raised(choice, few)
     assert made.columns == few.columns
     assert made.values() == pytest.approx(matrix.array(), abs=0.01)
+
+
+def test_a_model_without_a_matrix_is_not_delivered(tmp_path: Path) -> None:
+    proto = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["" : 17]> g (float[n, 8] x) => (float[n, 8] y) { y = Relu(x) }'
+    )
+    feeds = [{"x": np.ones((1, 8), np.float32)} for _ in range(4)]
+    result = qcompile.compile(
+        proto, target="ort-int4", calibration=feeds, output=tmp_path / "out", gate_time="1s"
+    )
+    assert result.exit_code == 3
+    assert "it has no Conv, MatMul, Gemm or LSTM (1 Relu)" in result.report.data["headline"]
