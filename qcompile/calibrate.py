@@ -20,6 +20,7 @@ from qcompile.calibrators.store import TensorStore
 from qcompile.ir.errors import BudgetError, CalibrationError, ModelError
 from qcompile.ir.save import save_model
 from qcompile.ir.spec import QuantSpec
+from qcompile.passes.handed_out import handed_out
 from qcompile.passes.observe_tensors import (
     STARTS,
     STRIDES,
@@ -107,6 +108,7 @@ def calibrate(
         method=method,
         sampled=method != "minmax",
         same=same,
+        whole={same[n]: limit for n, limit in handed_out(model).items() if n in same},
         model_sha256=model_sha256,
         data_sha256=data_sha256,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -59,6 +59,7 @@ class Calibration:
         same: tensor name -> the observed tensor whose elements it holds (itself, or what a Reshape or
             Transpose took them from).
         unusable: observed tensor -> why it has no range.
+        whole: observed tensor -> magnitude up to which "auto" does not clip it, since callers read it.
         convergence: see there; None where it was not asked for.
         model_sha256: of the model, "" when not known.
         data_sha256: of the data, "" when not known.
@@ -72,6 +73,7 @@ class Calibration:
     sampled: bool = True
     same: dict[str, str] = field(default_factory=dict)
     unusable: dict[str, str] = field(default_factory=dict)
+    whole: dict[str, float] = field(default_factory=dict)
     convergence: Convergence | None = None
     model_sha256: str = ""
     data_sha256: str = ""
@@ -79,6 +81,8 @@ class Calibration:
 
     def ranges(self, method: str | None = None) -> dict[str, TensorRange]:
         """The range of every tensor by an estimator (default: the one asked of ``calibrate``).
+
+        Unless the user named an estimator, what callers read keeps its minimum and maximum.
 
         Raises:
             OptionError: no such method.
@@ -92,7 +96,15 @@ class Calibration:
                 "'minmax'; calibrate again with method 'auto'"
             )
         found = self.observed_ranges(method)
+        if self.method == "auto":
+            found = {**found, **self._unclipped()}
         return {name: found[root] for name, root in self.same.items() if root in found}
+
+    def _unclipped(self) -> dict[str, TensorRange]:
+        seen = self.observed_ranges("minmax")
+        return {
+            name: _within(seen[name], limit) for name, limit in self.whole.items() if name in seen
+        }
 
     def observed_ranges(self, method: str) -> dict[str, TensorRange]:
         """The same of the observed tensors alone, computed once for each method."""
@@ -149,6 +161,13 @@ class Calibration:
         from qcompile.ranges_file import read_ranges
 
         return read_ranges(path, model_sha256=model_sha256, data_sha256=data_sha256)
+
+
+def _within(limits: TensorRange, limit: float) -> TensorRange:
+    """The part of the range up to a magnitude; all of it where nothing would be left."""
+    if float(limits.high) <= -limit or float(limits.low) >= limit:
+        return limits
+    return replace(limits, low=np.maximum(limits.low, -limit), high=np.minimum(limits.high, limit))
 
 
 def _list(names: Sequence[str]) -> str:

@@ -8,6 +8,7 @@ asked again without the data.
 from __future__ import annotations
 
 import json
+import math
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -79,6 +80,7 @@ def _meta(calibration: Calibration, names: list[str]) -> dict[str, Any]:
         "observed": names,
         "same": list(calibration.same.items()),
         "unusable": calibration.unusable,
+        "whole": {n: None if math.isinf(v) else v for n, v in calibration.whole.items()},
         "convergence": None
         if report is None
         else {
@@ -169,6 +171,7 @@ def _calibration(meta: dict[str, Any], arrays: Arrays) -> Calibration:
         sampled=meta["sampled"],
         same=dict(meta["same"]),
         unusable=meta["unusable"],
+        whole={n: math.inf if v is None else v for n, v in meta.get("whole", {}).items()},
         convergence=None
         if report is None
         else Convergence(report["enough"], tuple(report["moving"]), report["clipped"]),

@@ -252,6 +252,7 @@ def recalibrated(job: Job, ranges: Ranges, touched: frozenset[str]) -> Ranges:
         fit={**known.fit, **new.fit},
         held={**known.held, **new.held} if known.held else {},
         same={**known.same, **new.same},
+        whole={**known.whole, **new.whole},
         _ranges={},
     )
     return replace(
