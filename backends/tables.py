@@ -7,7 +7,13 @@ from collections.abc import Callable
 
 from qcompile.backends.devices import get_device
 from qcompile.backends.tables_ort import ort_fp16, ort_int8
-from qcompile.backends.tables_trt import tensorrt_bf16, tensorrt_fp8, tensorrt_fp16, tensorrt_int8
+from qcompile.backends.tables_trt import (
+    tensorrt_bf16,
+    tensorrt_fp8,
+    tensorrt_fp16,
+    tensorrt_int4,
+    tensorrt_int8,
+)
 from qcompile.backends.tables_weights import ort_int2, ort_int4, ort_int8_weights, ort_nf4
 from qcompile.ir.errors import TargetError
 from qcompile.ir.target import Target
@@ -23,6 +29,7 @@ _TARGETS: dict[str, Callable[[str | None], Target]] = {
     "ort-int2": lambda device: ort_int2(get_device(device)),
     "tensorrt-int8": tensorrt_int8,
     "tensorrt-fp8": tensorrt_fp8,
+    "tensorrt-int4": tensorrt_int4,
     "tensorrt-fp16": tensorrt_fp16,
     "tensorrt-bf16": tensorrt_bf16,
 }

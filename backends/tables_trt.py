@@ -13,9 +13,9 @@ from qcompile.backends.devices_gpu import Gpu, get_gpu
 from qcompile.ir.errors import TargetError
 from qcompile.ir.plan import FP8
 from qcompile.ir.spec import FLOAT8, QuantSpec
-from qcompile.ir.target import OpSupport, Target
+from qcompile.ir.target import OpSupport, Target, WeightForm
 
-__all__ = ["tensorrt_bf16", "tensorrt_fp8", "tensorrt_fp16", "tensorrt_int8"]
+__all__ = ["tensorrt_bf16", "tensorrt_fp8", "tensorrt_fp16", "tensorrt_int4", "tensorrt_int8"]
 
 _MODEL_OPTIMIZER = "channel limits as NVIDIA's Model-Optimizer 0.40 has them"
 
@@ -90,6 +90,9 @@ _WIDE = {
 _SCALES_OPSET = 19
 """The first opset whose Q and DQ take float16 scales, and 8-bit floats."""
 
+_BLOCKS_OPSET = 21
+"""The first opset whose DQ takes INT4 and blocks."""
+
 _BF16_OPSET = 22
 """The first opset in which Conv and pooling have bfloat16 forms."""
 
@@ -156,6 +159,38 @@ def tensorrt_fp8(device: str | None) -> Target:
         longest_attention=0,
         notes=(_note(gpu),),
         features=(f"sm{gpu.capability}",),
+    )
+
+
+def tensorrt_int4(device: str | None) -> Target:
+    """Weights alone: INT4 in blocks of 64 along K, edges INT8 per output channel; no activation is rounded.
+
+    Raises:
+        TargetError: unknown device, or one without INT4.
+    """
+    gpu = get_gpu(device)
+    if gpu.capability < 80:
+        raise TargetError(
+            f"TensorRT cannot compile INT4 for {gpu.name}: it needs SM80 (Ampere) or later; use "
+            "--target tensorrt-fp16, or name another --device"
+        )
+    form = WeightForm(
+        4,
+        64,
+        dequantized=True,
+        source="tried RTX for SM80, SM86, SM89, SM120: one kernel with blocks of 16 to 256 that divide K and "
+        "are smaller, an even N, INT4 without zero point; INT8 with a scale per channel; SM75 refuses",
+    )
+    return replace(
+        _half("tensorrt-int4", "fp16", gpu),
+        weight=QuantSpec("int4", symmetric=True),
+        left_float={},
+        weights=form,
+        precision="int4-weights",
+        rests=("fp16", "bf16", "fp32"),
+        qdq_opset=_BLOCKS_OPSET,
+        per_channel_opset=_BLOCKS_OPSET,
+        opset=_BLOCKS_OPSET,
     )
 
 

@@ -24,6 +24,8 @@ _NODE = re.compile(r"\[ONNX Layer: ([^\]]*)\]")
 _GENERATED = ("kgen", "move", "shape_call", "copy", "reformat", "constant", "signal", "wait")
 """Kinds that compute element by element or move data: they quantize, they do not multiply."""
 _EIGHT_BITS = {"Int8": "int8", "FP8": "fp8", "Float8": "fp8", "FP8E4M3": "fp8"}
+_STORED = {"Int4": "int4-weights", "Int8": "int8-weights"}
+"""Constants that a kernel with float operands dequantizes itself."""
 _FLOATS = {"Float": "float", "Half": "fp16", "BFloat16": "bf16", "BF16": "bf16"}
 
 
@@ -54,11 +56,18 @@ class EngineLayer:
 
     @property
     def precision(self) -> str:
-        """Type of what it multiplies: two operands of 8 bits make it an 8-bit kernel."""
+        """Type of what it multiplies: two operands of 8 bits make it an 8-bit kernel.
+
+        One constant of few bits beside float operands makes it a kernel with such weights.
+        """
         read = (*self.inputs, *self.constants)
         for kind, name in _EIGHT_BITS.items():
             if read.count(kind) >= 2:
                 return name
+        if not self.generated:
+            for kind, name in _STORED.items():
+                if kind in self.constants:
+                    return name
         return next((_FLOATS[t] for t in read if t in _FLOATS), "float")
 
 

@@ -113,13 +113,17 @@ def _asymmetric(part: Floats, spec: BlockSpec) -> Start:
 
 
 def _symmetric(part: Floats, spec: BlockSpec) -> Start:
-    # The range has one more step below the middle than above: the largest element takes it.
-    at = np.abs(part).argmax(-1)
-    extreme = np.take_along_axis(part, at[..., None], -1)[..., 0]
-    middle = np.full(extreme.shape, spec.middle, np.float32)
+    below, above = spec.middle - spec.low, spec.high - spec.middle
+    if spec.positive:
+        step = np.maximum(part.max(-1) / np.float32(above), part.min(-1) / np.float32(-below))
+    else:
+        # The range has one more step below the middle than above: the largest element takes it.
+        at = np.abs(part).argmax(-1)
+        step = np.take_along_axis(part, at[..., None], -1)[..., 0] / np.float32(-below)
+    middle = np.full(step.shape, spec.middle, np.float32)
 
     def start(share: float) -> tuple[Floats, Floats]:
-        return extreme * np.float32(-share / (spec.middle - spec.low)), middle
+        return step * np.float32(share), middle
 
     return start
 

@@ -122,7 +122,9 @@ class Checkpoint:
             stored["block"] = weight.block
         else:
             arrays |= {"scale": weight.scale, "zeros": weight.packed_zero()}
-            stored["spec"] = {k: getattr(weight.spec, k) for k in ("bits", "block", "symmetric")}
+            stored["spec"] = {
+                k: getattr(weight.spec, k) for k in ("bits", "block", "symmetric", "positive")
+            }
         try:
             shutil.rmtree(draft, ignore_errors=True)
             draft.mkdir()

@@ -83,7 +83,7 @@ def compile_with(source: Any, options: Options, reporter: Reporter | None = None
         if previous is not None:
             return previous
         job = Job(prepared, data, options, *_float_files(source, prepared, work))
-        if target.weights is not None:
+        if target.weights is not None and not target.portable:
             room = room_for(prepared.loaded.model, options.memory_limit)
             job = replace(job, room=room)
         job = with_state(job)

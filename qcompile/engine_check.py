@@ -17,7 +17,7 @@ from qcompile.backends.trt_layers import realised_precision
 from qcompile.backends.trt_library import find_library
 from qcompile.ir.errors import BackendMissingError, TargetError
 from qcompile.ir.graph import origin
-from qcompile.ir.plan import FLOAT, FP8, INT8, PrecisionPlan
+from qcompile.ir.plan import FLOAT, FP8, INT8, WEIGHTS, PrecisionPlan
 from qcompile.ir.target import Target
 
 __all__ = ["EngineCheck", "check_engine"]
@@ -32,7 +32,7 @@ class EngineCheck:
         refused: why the library takes the model not at all.
         realised: origin id -> precision of its kernel; empty without a build.
         executed_as: origin id -> kinds of its kernels.
-        reasons: origin id -> what stands in the engine instead of the 8-bit kernel asked for.
+        reasons: origin id -> what stands in the engine instead of the kernel asked for.
         note: one sentence for the report.
     """
 
@@ -94,10 +94,11 @@ def _layers(
         kernels = [k for k in build.layers if (node.name or "") in k.nodes]
         executed[name] = list(dict.fromkeys(k.kind for k in kernels))
         found = realised_precision(build.layers, node.name or "")
-        if choices[name].precision != form:
+        wanted = choices[name].precision
+        if wanted != form and wanted not in WEIGHTS:
             realised[name] = found if found in (INT8, FP8) else FLOAT
-        elif found == form or (node.op_type == "Add" and _reads_8_bits(build, node)):
-            realised[name] = form
+        elif found == wanted or (node.op_type == "Add" and _reads_8_bits(build, node)):
+            realised[name] = wanted
         else:
             realised[name] = FLOAT
             own = "; ".join(
@@ -105,6 +106,11 @@ def _layers(
                 for k in kernels
             )
             reasons[name] = f"the builder chose {own or 'no kernel of its own'}"
+            if wanted in WEIGHTS:
+                reasons[name] = (
+                    "the builder makes its weight float in a kernel of its own: small in memory, "
+                    "no faster than half precision"
+                )
     return EngineCheck(build, "", realised, executed, reasons, note)
 
 

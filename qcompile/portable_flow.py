@@ -45,7 +45,7 @@ from qcompile.stages import Stages
 from qcompile.trace import shapes_seen
 from qcompile.verdict import DELIVERED, FAIL, NOT_DELIVERED, NOT_MEASURED, Check, GateResult
 
-__all__ = ["Portable", "compile_portable", "portable_builder"]
+__all__ = ["Portable", "compile_portable", "portable_builder", "with_engine"]
 
 
 @dataclass(frozen=True)
@@ -205,12 +205,19 @@ def _judge(job: Job, path: Path, engine: EngineCheck) -> GateResult:
         reference=job.reference,
         rollout=job.rollout,
     )
+    return with_engine(job, found, engine, timed=provider is not None)
+
+
+def with_engine(
+    job: Job, found: GateResult, engine: EngineCheck, *, timed: bool = False
+) -> GateResult:
+    """A verdict on the Q/DQ graph with what the engine's builder says; ``timed``: it ran as deployed."""
     checks = [*found.checks]
     verdict, headline = found.verdict, found.headline
     if engine.refused:
         checks.append(Check("builds", FAIL, engine.refused))
         verdict, headline = NOT_DELIVERED, f"NOT DELIVERED: {engine.refused}"
-    elif verdict == DELIVERED and provider is None:
+    elif verdict == DELIVERED and not timed:
         verdict = NOT_MEASURED
         headline = f"NOT MEASURED: no {_library(job)} here; {_accuracy(found)}"
     known = engine.build is not None or job.prepared.target.backend == "ort"

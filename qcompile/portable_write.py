@@ -16,7 +16,7 @@ from qcompile.backends.ort import AS_WRITTEN, open_session
 from qcompile.backends.trt_calibration import write_calibration_cache
 from qcompile.deploy_files import SAMPLES, save_samples, write_deploy, write_preview
 from qcompile.finish import common_data, describe_model, finish, place_for, write_choices
-from qcompile.ir.plan import FP8
+from qcompile.ir.plan import FP8, WEIGHTS
 from qcompile.ir.save import save_model
 from qcompile.job import Job
 from qcompile.layers import integer_share, layer_row, macs_by_origin
@@ -45,8 +45,9 @@ def write_portable(
     key: Mapping[str, Any],
     stages: Stages,
     output: Path,
+    more: Mapping[str, Any] | None = None,
 ) -> tuple[CompileReport, int]:
-    """Fill ``folder``; returns the report and the exit code."""
+    """Fill ``folder``; returns the report and the exit code. ``more``: further keys of the report."""
     layers, share = _layers(job, made)
     outcome = settle(made.gate, job, layers, foreign=ranges.foreign)
     target, build = job.prepared.target, made.build
@@ -79,7 +80,7 @@ def write_portable(
         notes=(*learned.notes, *build.notes),
     )
     data |= {
-        "delivered_form": "quantized" if target.ops else "float",
+        "delivered_form": "quantized" if target.ops or target.weights is not None else "float",
         "next": f"on the device: python3 {output.name}/deploy/{script}"
         if handed_over
         else outcome.advice,
@@ -105,6 +106,7 @@ def write_portable(
     }
     built = Built(build.portable, build.path, AS_WRITTEN, profiled=False)
     data |= describe_details(job, ranges, built, made.gate, layers)
+    data |= more or {}
     return finish(folder, data, stages), outcome.exit_code
 
 
@@ -125,6 +127,7 @@ def _layers(job: Job, made: Portable) -> tuple[list[dict[str, Any]], float | Non
     """One row a layer; without a build what was asked for stands for what is realised."""
     macs = macs_by_origin(job)
     compute = {site.origin for site in job.prepared.sites if site.role == "compute"}
+    weights = job.prepared.target.weights is not None
     engine = made.engine
     rows = [
         layer_row(
@@ -132,7 +135,7 @@ def _layers(job: Job, made: Portable) -> tuple[list[dict[str, Any]], float | Non
             realised=engine.realised.get(layer.origin, layer.precision),
             executed_as=engine.executed_as.get(layer.origin, []),
             macs=macs,
-            compute=layer.origin in compute,
+            compute=layer.op_type != "Gather" if weights else layer.origin in compute,
             reason=engine.reasons.get(layer.origin),
         )
         for layer in made.build.plan.layers
@@ -185,10 +188,11 @@ def _write_device_files(folder: Path, job: Job, made: Portable, ranges: Ranges) 
     )
     peaks = {n: float(np.max(np.abs([r.low, r.high]))) for n, r in ranges.chosen.items()}
     peaks = {n: peak for n, peak in peaks.items() if np.isfinite(peak)}
-    (folder / "calibration.cache").write_text(
-        write_calibration_cache(peaks), encoding="utf-8", newline="\n"
-    )
-    if _word(job) != FP8:
+    if job.prepared.target.weights is None:
+        (folder / "calibration.cache").write_text(
+            write_calibration_cache(peaks), encoding="utf-8", newline="\n"
+        )
+    if _word(job) not in (FP8, *WEIGHTS):
         text = json.dumps(provider_options(job, made), indent=1) + "\n"
         (folder / "provider_options.json").write_text(text, encoding="utf-8", newline="\n")
     (folder / "trtexec.txt").write_text(
@@ -198,7 +202,7 @@ def _write_device_files(folder: Path, job: Job, made: Portable, ranges: Ranges) 
 
 def _word(job: Job) -> str:
     target = job.prepared.target
-    return target.precision if target.ops else target.rests[0]
+    return target.precision if target.ops or target.weights is not None else target.rests[0]
 
 
 def trtexec_line(job: Job, made: Portable) -> str:
@@ -215,7 +219,7 @@ def provider_options(job: Job, made: Portable) -> dict[str, Any]:
     """What ONNX Runtime's TensorRT provider is to be given for ``model.qdq.onnx``.
 
     The provider of ONNX Runtime 1.31 builds with TensorRT 10 and types no network strongly, so that
-    each precision in the graph must be allowed; it has no word for FP8. Session options keep ONNX
+    each precision in the graph must be allowed; it has no word for FP8 or INT4. Session options keep ONNX
     Runtime's own Q/DQ rules away from the graph before the provider sees it.
     """
     options = {"trt_engine_cache_enable": "1", "trt_engine_cache_path": "engines"}

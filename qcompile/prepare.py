@@ -141,7 +141,7 @@ def _upgraded(model: oir.Model, target: Target, options: Options) -> tuple[oir.M
         if options.opset < needed:
             raise TargetError(
                 f"--opset {options.opset}: {target.name} needs at least {needed} "
-                "(weights with a scale per channel)"
+                "(weights with a scale per channel or block)"
             )
         wanted = options.opset
     else:

@@ -1,8 +1,8 @@
 """The flow for weight-only targets: constant matrices become integers of few bits, activations stay float.
 
 Choose bits for each matrix, round (with what the layer reads, where data are given), lower to
-MatMulNBits and its kin, judge like every other target. Where the result is not accurate enough, the
-matrices that disturb the output most get 8 bits, and the gate judges again.
+MatMulNBits and its kin or, for an engine, to Q/DQ, judge like every other target. Where the result is
+not accurate enough, the matrices that disturb the output most get 8 bits, and the gate judges again.
 """
 
 from __future__ import annotations
@@ -18,15 +18,19 @@ import numpy as np
 import onnx_ir as oir
 
 from qcompile.artifact import LOCK, new_artifact
+from qcompile.backends.ort import AS_WRITTEN
 from qcompile.backends.ort_bits import has_bits
 from qcompile.backends.ort_nbits import Stored, lower_weights
+from qcompile.backends.trt_weights import lower_to_dequantize
 from qcompile.balance_inputs import fold_columns
 from qcompile.checkpoint import Checkpoint, progress_folder
 from qcompile.disturbance import disturbances, divergence, relative_error
 from qcompile.gate import judge
+from qcompile.ir.affine import TensorRange
 from qcompile.ir.codebook import CodebookWeight
 from qcompile.ir.errors import BackendMissingError
 from qcompile.ir.graph import drop_unused
+from qcompile.ir.manager import PassRecord
 from qcompile.ir.matrices import find_matrices
 from qcompile.ir.notes import Note
 from qcompile.ir.save import save_model
@@ -45,6 +49,13 @@ from qcompile.round_weights import Rounded, round_matrices, round_raised, stored
 from qcompile.stages import Stages
 from qcompile.units import Drop
 from qcompile.verdict import Check, GateResult
+from qcompile.weights_engine import (
+    check_opset,
+    deliver_engine,
+    engine_choices,
+    engine_peaks,
+    save_for_engine,
+)
 from qcompile.weights_plan import (
     MatrixChoice,
     as_plan,
@@ -87,6 +98,7 @@ class Tried:
         model: the graph.
         path: its file.
         gate: the verdict.
+        records: log of the passes behind the lowering.
     """
 
     share: float
@@ -95,6 +107,7 @@ class Tried:
     model: oir.Model
     path: Path
     gate: GateResult
+    records: tuple[PassRecord, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -134,17 +147,24 @@ def compile_weights(
         BackendMissingError: the installed ONNX Runtime has no kernel for so few bits.
     """
     options = job.options
+    engine = job.prepared.target.portable
+    if engine:
+        check_opset(job)
+
+    def able(found: list[MatrixChoice]) -> list[MatrixChoice]:
+        return engine_choices(found, form) if engine else found
+
     matrices, notes = find_matrices(job.prepared.model)
     matched = choose_matrices(matrices, form, options)
-    choices = follow_plan(matched, options, None)
+    choices = able(follow_plan(matched, options, None))
     bits = options.bits or form.bits
-    if not form.codebook and not has_bits(bits):
+    if not form.codebook and not engine and not has_bits(bits):
         raise BackendMissingError(
             f"this ONNX Runtime has no MatMulNBits for weights of {bits} bits; "
             "install a newer one, or use --bits 4"
         )
     algorithm = _algorithm(job, form, bits)
-    wanted = None if lock is None else follow_plan(matched, options, lock.plan)
+    wanted = None if lock is None else able(follow_plan(matched, options, lock.plan))
     language = _language(job)
     with stages("round weights"):
         checkpoint = Checkpoint(
@@ -153,17 +173,26 @@ def compile_weights(
             as_plan(choices).to_json(),
         )
         few = round_matrices(job, choices, algorithm, stages.reporter.advance, checkpoint)
+    peaks: dict[str, TensorRange] = {}
+    if engine:
+        with stages("calibrate"):
+            peaks = engine_peaks(job)
     tried: list[Tried] = []
+    records: tuple[PassRecord, ...] = ()
     taken, keep_share = choices if wanted is None else wanted, 1.0
     while True:
         rounded = _with_raised(few, choices, taken, Checkpoint(job.work / "raised", {}))
         with stages("lower"):
             path = job.work / f"weights{len(tried)}.onnx"
             model = lower(job.prepared.model, rounded, form)
-            save_model(model, path, external_above=LOADED_WHOLE)
+            if engine:
+                records = save_for_engine(job, model, peaks, path)
+            else:
+                save_model(model, path, external_above=LOADED_WHOLE)
         with stages("gate"):
             gate = _judge(job, path, language)
-        tried.append(Tried(raised_share(choices, taken), taken, rounded, model, path, gate))
+        share = raised_share(choices, taken)
+        tried.append(Tried(share, taken, rounded, model, path, gate, records))
         fixed = lock is not None or options.plan is not None or len(tried) == ATTEMPTS
         excess = _excess(gate)
         if fixed or excess is None:
@@ -172,10 +201,15 @@ def compile_weights(
             with stages("find what disturbs"):
                 apart = _disturbances(job, few, choices, language, stages.reporter.advance)
         keep_share *= AIM / max(1.0, excess)
-        raised = raise_bits(choices, apart, keep_share)
+        raised = able(raise_bits(choices, apart, keep_share))
         if raised == taken:
             break
         taken = raised
+    if engine:
+        made = Compressed(tuple(tried), algorithm, tuple(notes), None)
+        result = deliver_engine(job, made, peaks, lock, key, stages, output, keep)
+        checkpoint.remove()
+        return result
     best = tried[-1]
     with stages("gate"):
         generation = _generation(job, best, language)
@@ -189,7 +223,7 @@ def compile_weights(
 
 
 def lower(model: oir.Model, rounded: Mapping[str, Rounded], form: WeightForm) -> oir.Model:
-    """A copy of the prepared model with its matrices in the runtime's own operators."""
+    """A copy of the prepared model with its matrices in the form that the target reads."""
     copy = model.clone()
     found = [m for m in find_matrices(copy)[0] if m.name in rounded]
     weights: dict[str, Stored] = {name: r.weight for name, r in rounded.items()}
@@ -201,7 +235,11 @@ def lower(model: oir.Model, rounded: Mapping[str, Rounded], form: WeightForm) ->
     if columns:
         even = [m for m in found if not isinstance(weights[m.name], CodebookWeight)]
         fold_columns(copy, even, columns, weights)
-    lower_weights(copy, found, weights, form.accuracy_level)
+    if form.dequantized:
+        even_grids = {n: w for n, w in weights.items() if not isinstance(w, CodebookWeight)}
+        lower_to_dequantize(copy, found, even_grids)
+    else:
+        lower_weights(copy, found, weights, form.accuracy_level)
     drop_unused(copy)
     return copy
 
@@ -282,6 +320,9 @@ def _disturbances(
 def _judge(job: Job, path: Path, language: Language | None) -> GateResult:
     options, data = job.options, job.data
     metric, limits = data.metric, job.limits()
+    engine = job.prepared.target.portable
+    if engine:
+        limits = replace(limits, max_latency_ms=None)
     if metric is None and language is not None and options.tokenizer is not None:
         metric = perplexity_metric(list(data.held), language)
         limits = replace(limits, max_drop=options.max_drop or PERPLEXITY_DROP)
@@ -299,6 +340,8 @@ def _judge(job: Job, path: Path, language: Language | None) -> GateResult:
         threads=options.threads,
         budget_s=options.gate_time,
         custom_ops=options.custom_ops,
+        speed=not engine,
+        config=AS_WRITTEN if engine else None,
     )
 
 

@@ -28,7 +28,7 @@ from qcompile.weights_plan import as_plan
 if TYPE_CHECKING:
     from qcompile.weights_flow import Compressed
 
-__all__ = ["write_weights"]
+__all__ = ["how_rounded", "matrix_rows", "write_weights"]
 
 KERNELS = ("MatMulNBits", "GatherBlockQuantized", "MatMulBnb4")
 
@@ -64,10 +64,10 @@ def write_weights(
             "random": job.data.random,
             "findings": list(job.data.findings),
         },
-        "plan": {"how": _how(made), "candidates": _candidates(made), "front": []},
+        "plan": {"how": how_rounded(made), "candidates": _candidates(made), "front": []},
         "layers": layers,
         "integer_mac_share": share,
-        "matrices": _matrices(made),
+        "matrices": matrix_rows(made),
         "language": made.generation,
     }
     data |= _details(job, made)
@@ -120,7 +120,8 @@ def _candidates(made: Compressed) -> list[dict[str, Any]]:
     return rows
 
 
-def _how(made: Compressed) -> str:
+def how_rounded(made: Compressed) -> str:
+    """Algorithm and number of matrices by form."""
     counts: dict[str, int] = {}
     for choice in made.taken.choices:
         name = FLOAT if choice.spec is None else f"{choice.spec.bits} bits in {choice.spec.block}s"
@@ -129,7 +130,7 @@ def _how(made: Compressed) -> str:
     return f"{made.algorithm}: {listed or 'no matrix'}"
 
 
-def _matrices(made: Compressed) -> list[dict[str, Any]]:
+def matrix_rows(made: Compressed) -> list[dict[str, Any]]:
     """One row a matrix."""
     rows = []
     for choice in made.taken.choices:

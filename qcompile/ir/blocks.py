@@ -45,11 +45,14 @@ class BlockSpec:
         bits: of the grid.
         block: elements along ``in`` that share a scale, a power of two from 16 on.
         symmetric: the zero point is the middle of the range, and is not stored.
+        positive: no scale is negative; without, a block's largest element may take the step that the
+            range has more below its middle than above.
     """
 
     bits: int = 4
     block: int = 32
     symmetric: bool = False
+    positive: bool = False
 
     def __post_init__(self) -> None:
         if self.bits not in BITS:

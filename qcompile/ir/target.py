@@ -84,6 +84,8 @@ class WeightForm:
         edge_bits: of embeddings and of the layer that writes the logits.
         accuracy_level: of MatMulNBits.
         blocks: sizes whose kernels are fast.
+        dequantized: layers stay as they are and read their matrix through a DequantizeLinear, for a builder
+            that fuses the two; else they become the runtime's own operators.
         source: where this was learned.
     """
 
@@ -93,6 +95,7 @@ class WeightForm:
     edge_bits: int = 8
     accuracy_level: int = 4
     blocks: tuple[int, ...] = (16, 32, 64, 128, 256)
+    dequantized: bool = False
     source: str = ""
 
 

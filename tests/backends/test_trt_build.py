@@ -6,13 +6,18 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as oir
 import pytest
 
 from qcompile.backends.tables_trt import tensorrt_int8
 from qcompile.backends.trt import build_engine
 from qcompile.backends.trt_layers import realised_precision
 from qcompile.backends.trt_library import Library, find_library
+from qcompile.backends.trt_weights import lower_to_dequantize
+from qcompile.calibrators.nearest_blocks import fit_blocks
+from qcompile.ir.blocks import BlockSpec
 from qcompile.ir.errors import TargetError
+from qcompile.ir.matrices import find_matrices
 from qcompile.passes.split_first import SplitFirst
 from qcompile.planner.default import default_plan
 from tests.passes.qdq_models import insert, state_of, text_model
@@ -156,3 +161,30 @@ def test_what_the_parser_refuses_names_the_node(tmp_path: Path) -> None:
     )
     with pytest.raises(TargetError, match="cannot parse: node 'n_q'"):
         build_engine(_saved(proto, tmp_path), _library(), {}, "SM89")
+
+
+@pytest.mark.parametrize("capability", ["SM80", "SM120"])
+def test_int4_in_blocks_and_int8_per_output_join_the_kernel_of_their_product(
+    tmp_path: Path, capability: str
+) -> None:
+    proto = text_model(
+        """g (float[32, 256] x) => (float[32, 128] z) {
+            a = MatMul (x, four)
+            r = Relu (a)
+            z = Gemm <transB = 1> (r, eight)
+        }""",
+        four=_weight(256, 256),
+        eight=_weight(128, 256),
+    )
+    proto.opset_import[0].version, proto.ir_version = 21, 10
+    for node, name in zip(proto.graph.node, ("a", "r", "z"), strict=True):
+        node.name = name
+    model = oir.serde.deserialize_model(proto)
+    matrices = {m.name: m for m in find_matrices(model)[0]}
+    grids = {"four": BlockSpec(4, 64, True, True), "eight": BlockSpec(8, 256, True, True)}
+    weights = {n: fit_blocks(matrices[n].array(), spec) for n, spec in grids.items()}
+    lower_to_dequantize(model, list(matrices.values()), weights)
+    path = _saved(oir.serde.serialize_model(model), tmp_path)
+    built = build_engine(path, _library(), {}, capability)
+    assert realised_precision(built.layers, "a") == "int4-weights"
+    assert realised_precision(built.layers, "z") == "int8-weights"

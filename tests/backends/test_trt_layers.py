@@ -59,3 +59,15 @@ def test_a_nodes_own_kernel_decides_not_the_one_that_quantizes_its_input() -> No
 def test_a_log_that_cannot_be_read_is_an_error(log: list[str]) -> None:
     with pytest.raises(BackendMissingError, match="what was realised is unknown"):
         read_layers(log)
+
+
+def test_one_constant_of_few_bits_is_a_weight_that_the_kernel_dequantizes() -> None:
+    lines = (
+        _line("fc", "runtime_fusion", ["Half"], ["Int4", "Half"], "Half", ["fc"]),
+        _line("head", "runtime_fusion", ["Half"], ["Half", "Int8"], "Half", ["head"]),
+        _line("dq", "kgen", [], ["Int4", "Half"], "Half", ["o_DQ"]),
+        _line("o", "gemm", ["Half", "Half"], [], "Half", ["o"]),
+    )
+    layers = read_layers(["\n".join(("Layers:", *lines))])
+    found = [realised_precision(layers, name) for name in ("fc", "head", "o")]
+    assert found == ["int4-weights", "int8-weights", "fp16"]
