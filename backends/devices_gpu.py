@@ -36,6 +36,11 @@ class Gpu:
     source: str
     assumed: bool = False
 
+    @property
+    def int4(self) -> bool:
+        """INT4 weights compile: from Ampere on."""
+        return self.capability >= 80
+
 
 _ROWS = {
     gpu.name: gpu

@@ -79,7 +79,9 @@ def check_legality(model: oir.Model, target: Target) -> tuple[Illegal, ...]:
         ``check_legality(oir.load("model.onnx"), get_target("tensorrt-int8", "sm89"))``
     """
     opset = default_opset(model)
-    rules = _TensorRT(_capability(target)) if target.backend == "trt" else None
+    rules = None
+    if target.backend == "trt":
+        rules = _TensorRT(_capability(target), target.weights is not None)
     found: list[Illegal] = []
     for node in model.graph:
         if node.op_type in PAIR and node.domain in ("", "ai.onnx"):
@@ -118,9 +120,15 @@ def _by_opset(node: oir.Node, opset: int) -> Iterator[Illegal]:
 
 @dataclass(frozen=True)
 class _TensorRT:
-    """TensorRT's rules of placement for one compute capability."""
+    """TensorRT's rules of placement for one compute capability.
+
+    Attributes:
+        capability: compute capability times ten.
+        weights_alone: weights are what is to be quantized, activations are not.
+    """
 
     capability: int
+    weights_alone: bool = False
 
     def check(self, node: oir.Node) -> Iterator[Illegal]:
         if node.op_type in INTEGER_OPERATORS or node.domain == "com.microsoft":
@@ -182,6 +190,9 @@ class _TensorRT:
         if node.op_type == "ConvTranspose":
             text = "TensorRT has no 8-bit ConvTranspose"
             yield _illegal(node, 0, FLOATS, text, "leave it in float and spare its Q/DQ")
+            return
+        if self.weights_alone and pairs[0] is None and node.op_type in ("MatMul", "Gemm"):
+            yield from self._axis(node, pairs[1])
             return
         if len(asked) == 1:
             index = pairs.index(None)

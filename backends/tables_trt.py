@@ -169,7 +169,7 @@ def tensorrt_int4(device: str | None) -> Target:
         TargetError: unknown device, or one without INT4.
     """
     gpu = get_gpu(device)
-    if gpu.capability < 80:
+    if not gpu.int4:
         raise TargetError(
             f"TensorRT cannot compile INT4 for {gpu.name}: it needs SM80 (Ampere) or later; use "
             "--target tensorrt-fp16, or name another --device"

@@ -13,6 +13,7 @@ import onnxruntime as ort
 import pytest
 
 import qcompile
+from qcompile.backends.legality import check_legality
 from qcompile.backends.ort import AS_WRITTEN
 from qcompile.backends.tables import get_target
 from qcompile.backends.trt_weights import lower_to_dequantize
@@ -109,6 +110,10 @@ def test_weights_are_int4_in_blocks_and_the_edge_has_8_bits(result: qcompile.Com
     assert stored.data_type == onnx.TensorProto.INT8 and tuple(scale.dims) == (64,)
     assert {a.name: a.i for a in pairs["head"].attribute} == {"axis": 1}
     assert not any(n.op_type == "QuantizeLinear" for n in made.graph.node)
+    graph = oir.load(result.model)
+    assert check_legality(graph, get_target("tensorrt-int4", "sm89")) == ()
+    other = check_legality(graph, get_target("tensorrt-int8", "sm89"))
+    assert {i.found.split(",")[0] for i in other} == {"only one operand is quantized"}
 
 
 def test_what_does_not_fit_stays_float_and_says_why(result: qcompile.CompileResult) -> None:

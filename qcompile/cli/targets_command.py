@@ -62,7 +62,8 @@ def _list(as_json: bool) -> None:
         if found.weights is not None:
             bits = found.weights.bits
             kinds = ("float", "nf4" if found.weights.codebook else f"{bits} bits in blocks")
-            forms = "constant matrices of MatMul, Gemm and Gather"
+            read = "MatMul and Gemm" if found.weights.dequantized else "MatMul, Gemm and Gather"
+            forms = f"constant matrices of {read}"
         table.add_row(name, found.device, *kinds, forms)
     console.print(table)
     console.print("\nCPUs (--device), for ort-*:")
@@ -75,7 +76,8 @@ def _list(as_json: bool) -> None:
     console.print("\nGPUs (--device), for tensorrt-*:")
     table = Table(box=None, pad_edge=False, show_header=False)
     for gpu in gpus:
-        able = [w for w, on in (("INT8", gpu.int8_products), ("FP8", gpu.fp8)) if on]
+        forms = (("INT8", gpu.int8_products), ("INT4 weights", gpu.int4), ("FP8", gpu.fp8))
+        able = [word for word, on in forms if on]
         table.add_row(f"  {gpu.name}", ", ".join(able) or "half precision only", gpu.source)
     console.print(table)
     console.print("\nqcompile targets NAME shows a table")
@@ -83,11 +85,17 @@ def _list(as_json: bool) -> None:
 
 def _show(target: Target) -> None:
     console = Console(highlight=False)
-    kinds = f"activations {target.activation.dtype}, weights {target.weight.dtype}"
+    read = target.activation.dtype if target.weights is None else "float"
+    kinds = f"activations {read}, weights {target.weight.dtype}"
     features = ", ".join(target.features) or "none"
     console.print(f"{target.name} on {target.device}: {kinds}, features {features}", markup=False)
     for note in target.notes:
         console.print(f"  {note}", markup=False)
+    if target.weights is not None:
+        form = target.weights
+        learned = f"  {form.bits} bits in blocks of {form.block}: {form.source}"
+        console.print(learned, markup=False)
+        return
     table = Table("operator", "role", "forms", "opset", "learned from")
     for row in target.ops.values():
         forms = [f for f, on in (("static", row.static), ("dynamic", row.dynamic)) if on]
