@@ -196,6 +196,31 @@ def test_runtime_computes_what_the_integers_say(bits: int, turned: bool) -> None
     assert not find_matrices(model)[0], "there is nothing left to lower"
 
 
+def test_the_product_behind_heads_has_two_dimensions_and_the_same_result() -> None:
+    text = """<ir_version: 10, opset_import: ["" : 21]>
+    g (float[b, 4, n, 16] x) => (float[b, n, 32] y) {
+      t = Transpose <perm = [0, 2, 1, 3]> (x)
+      r = Reshape (t, joined)
+      y = MatMul (r, w)
+    }"""
+    proto = onnx.parser.parse_model(text)
+    matrix = np.random.default_rng(5).standard_normal((64, 32)).astype("f")
+    for name, array in (("w", matrix), ("joined", np.array([0, 0, 64]))):
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
+    proto = onnx.shape_inference.infer_shapes(proto)
+    model = oir.serde.deserialize_model(proto)
+    weight = fit_blocks(matrix.T, BlockSpec(4, 32, True, True))
+    lower_to_dequantize(model, find_matrices(model)[0], {"w": weight})
+    again = oir.serde.serialize_model(model)
+    onnx.checker.check_model(again, full_check=True)
+    ops = [n.op_type for n in again.graph.node]
+    assert ops.count("Reshape") == 3
+    x = np.random.default_rng(6).standard_normal((2, 4, 5, 16)).astype("f")
+    found = _session(again).run(["y"], {"x": x})[0]
+    real = x.transpose(0, 2, 1, 3).reshape(2, 5, 64) @ weight.values().T
+    np.testing.assert_allclose(found, real, rtol=1e-4, atol=1e-4)
+
+
 def test_a_turned_sign_is_put_right_with_the_loss_of_one_step() -> None:
     text = """<ir_version: 10, opset_import: ["" : 21]>
     g (float[3, 64] x) => (float[3, 4] y) { y = Gemm <transB = 1> (x, w) }"""
