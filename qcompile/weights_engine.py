@@ -142,13 +142,7 @@ def deliver_engine(
         baseline = job.prepared.model.clone()
         save_for_engine(job, baseline, peaks, job.work / "baseline.onnx")
     tried = tuple(
-        Tried(
-            f"{how_rounded(made)}, {t.share:.0%} of them in 8 bits"
-            if t.share
-            else how_rounded(made),
-            as_plan(t.choices),
-            t.gate.sqnr_db,
-        )
+        Tried(how_rounded(made.algorithm, t.choices), as_plan(t.choices), t.gate.sqnr_db)
         for t in made.tried
     )
     build = Build(plan, taken.model, taken.model, taken.path, taken.records, made.notes)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,7 @@ from qcompile.report_data.graph_rows import graph_rows, node_names
 from qcompile.report_data.worst_samples import worst_samples
 from qcompile.reuse import byte_inputs
 from qcompile.stages import Stages
-from qcompile.weights_plan import as_plan
+from qcompile.weights_plan import MatrixChoice, as_plan
 
 if TYPE_CHECKING:
     from qcompile.weights_flow import Compressed
@@ -64,7 +64,11 @@ def write_weights(
             "random": job.data.random,
             "findings": list(job.data.findings),
         },
-        "plan": {"how": how_rounded(made), "candidates": _candidates(made), "front": []},
+        "plan": {
+            "how": how_rounded(made.algorithm, made.taken.choices),
+            "candidates": _candidates(made),
+            "front": [],
+        },
         "layers": layers,
         "integer_mac_share": share,
         "matrices": matrix_rows(made),
@@ -120,14 +124,14 @@ def _candidates(made: Compressed) -> list[dict[str, Any]]:
     return rows
 
 
-def how_rounded(made: Compressed) -> str:
+def how_rounded(algorithm: str, choices: Sequence[MatrixChoice]) -> str:
     """Algorithm and number of matrices by form."""
     counts: dict[str, int] = {}
-    for choice in made.taken.choices:
+    for choice in choices:
         name = FLOAT if choice.spec is None else f"{choice.spec.bits} bits in {choice.spec.block}s"
         counts[name] = counts.get(name, 0) + 1
     listed = ", ".join(f"{n} matrices {name}" for name, n in counts.items())
-    return f"{made.algorithm}: {listed or 'no matrix'}"
+    return f"{algorithm}: {listed or 'no matrix'}"
 
 
 def matrix_rows(made: Compressed) -> list[dict[str, Any]]:
