@@ -20,6 +20,7 @@ import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -80,7 +81,7 @@ class _Builder:
         return name
 
     def node(
-        self, op: str, inputs: Sequence[str], outputs: str | Sequence[str], **more: object
+        self, op: str, inputs: Sequence[str], outputs: str | Sequence[str], **more: Any
     ) -> str:
         made = [outputs] if isinstance(outputs, str) else list(outputs)
         self.nodes.append(helper.make_node(op, inputs, made, name=f"/{made[0]}", **more))
@@ -98,7 +99,7 @@ class _Builder:
         ]
         for i in range(c.layers):
             for part in ("key", "value"):
-                shape = ["batch", c.kv_heads, "past", c.head]
+                shape: list[str | int] = ["batch", c.kv_heads, "past", c.head]
                 inputs.append(value(f"past_key_values.{i}.{part}", TensorProto.FLOAT, shape))
                 shape = ["batch", c.kv_heads, "total", c.head]
                 outputs.append(value(f"present.{i}.{part}", TensorProto.FLOAT, shape))

@@ -16,7 +16,6 @@ keep the limit each.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import os
 import re
 import shutil
@@ -27,11 +26,14 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import psutil
 from onnx import TensorProto, helper
+
+from qcompile.artifact import file_sha256
 
 WIDTH, INNER, HEADS, VOCABULARY = 2048, 4096, 16, 32000
 LOOK_EVERY = 0.05
@@ -68,7 +70,7 @@ def generate(path: Path, gigabytes: float, seed: int = 0) -> int:
             tensors.append(onnx.numpy_helper.from_array(np.array(values, kind), name))
             return name
 
-        def node(op: str, inputs: list[str], output: str, **attributes: object) -> str:
+        def node(op: str, inputs: list[str], output: str, **attributes: Any) -> str:
             nodes.append(helper.make_node(op, inputs, [output], name=output, **attributes))
             return output
 
@@ -200,8 +202,7 @@ def digests(folder: Path) -> dict[str, str]:
     """sha256 of the artifact's model and its side file."""
     found = {}
     for path in sorted([*folder.glob("model.onnx*"), *folder.glob("rejected/model.onnx*")]):
-        with path.open("rb") as file:
-            found[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+        found[path.name] = file_sha256(path)
     return found
 
 

@@ -66,7 +66,7 @@ def wide_point(problem: Problem, wider: Wider, labels: Mapping[str, str]) -> Pla
         error += forms[label][1]
     for tensor in problem.tensors:
         convert = _conversions(problem, tensor, wider)
-        for pair in _needed(tensor, labels):
+        for pair in _needed(problem, tensor, labels):
             ns += convert[pair][0]
             error += convert[pair][1]
     return PlanPoint(dict(labels), ns, error, "expansion")
@@ -126,7 +126,8 @@ def _conversions(
     """(written, read) -> (nanoseconds, error); from one width to the other goes through float."""
     to, back = tensor.quantize_ns, tensor.dequantize_ns
     rounded = {INT8: tensor.write_error, INT16: wider.write_error.get(tensor.name, 0.0)}
-    if tensor.producer is not None and problem.nodes[problem.index[tensor.producer]].float_output:
+    if tensor.producer is not None and _writes_float(problem, tensor.producer):
+        # the expansion does not see that its integer readers need a Q; the plan's latency does
         back, rounded = 0, {INT8: 0.0, INT16: 0.0}
     return {
         (FLOAT, INT8): (to, 0.0),
@@ -138,12 +139,21 @@ def _conversions(
     }
 
 
-def _needed(tensor: PlanTensor, labels: Mapping[str, str]) -> list[tuple[str, str]]:
-    written = FLOAT if tensor.producer is None else FORMS[labels[tensor.producer]].writes
+def _needed(
+    problem: Problem, tensor: PlanTensor, labels: Mapping[str, str]
+) -> list[tuple[str, str]]:
+    written = FLOAT
+    # a kernel that writes float does so for every reader, integer ones too
+    if tensor.producer is not None and not _writes_float(problem, tensor.producer):
+        written = FORMS[labels[tensor.producer]].writes
     read = {FORMS[labels[c]].reads for c in tensor.consumers}
     if tensor.float_read:
         read.add(FLOAT)
     return [(written, form) for form in sorted(read) if form != written]
+
+
+def _writes_float(problem: Problem, origin: str) -> bool:
+    return problem.nodes[problem.index[origin]].float_output
 
 
 def _weighted(problem: Problem, wider: Wider, ns_per_error: float) -> WideProblem:

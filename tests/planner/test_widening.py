@@ -56,6 +56,18 @@ def test_no_two_label_plan_is_better_than_the_expanded_front(
         )
 
 
+def test_a_kernel_that_writes_float_costs_its_integer_reader_a_quantization() -> None:
+    """As MatMulIntegerToFloat does: 5 for each layer, 7 for the QuantizeLinear between the two."""
+    nodes = (
+        PlanNode("a", "MatMul", float_ns=50, int_ns=5, float_output=True),
+        PlanNode("b", "MatMul", float_ns=50, int_ns=5),
+    )
+    between = PlanTensor("t", "a", ("b",), quantize_ns=7, dequantize_ns=3, write_error=0.5)
+    point = wide_point(Problem(nodes, (between,)), Wider({}), {"a": "int8", "b": "int8"})
+    assert (point.latency_ns, point.error) == (17, 0.0)
+    assert point.latency_ns in {p.latency_ns for p in pareto(Problem(nodes, (between,)))}
+
+
 def test_a_sensitive_layer_takes_sixteen_bits() -> None:
     nodes = (
         PlanNode("a", "Conv", 100, 20, sensitivity=1e-6),
