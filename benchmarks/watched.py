@@ -1,4 +1,5 @@
-"""A tool in a process of its own: seconds, peak memory with all its children, and why it failed."""
+"""A tool in a process of its own: seconds, processor time and peak memory with all its children, and why it
+failed."""
 
 from __future__ import annotations
 
@@ -29,6 +30,7 @@ class Ran:
         code: exit code; below zero a signal's number.
         text: everything that it printed.
         ended: it took too long and was ended.
+        processor_s: user and system time of it and the children that it waited for.
     """
 
     code: int
@@ -36,6 +38,7 @@ class Ran:
     seconds: float
     peak_mb: float
     ended: bool = False
+    processor_s: float = 0.0
 
     def fault(self) -> str:
         """What it said was wrong, else its last line."""
@@ -63,6 +66,7 @@ def run_watched(
     """Run a tool; it is ended with its children after ``limit_s``; ``log`` keeps what it printed."""
     peak = 0
     ended = threading.Event()
+    before = _waited_for()
     env = clean_environment(command[0])
     start = time.perf_counter()
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as out:
@@ -78,13 +82,20 @@ def run_watched(
         text = out.read()
     if log is not None:
         log.write_text(text, encoding="utf-8", newline="\n")
-    return Ran(process.returncode, text, seconds, peak / 1e6, ended.is_set())
+    spent = _waited_for() - before
+    return Ran(process.returncode, text, seconds, peak / 1e6, ended.is_set(), spent)
 
 
 def clean_environment(python: str) -> dict[str, str]:
     """This environment; for another interpreter without what belongs to this one."""
     own = python == sys.executable
     return {k: v for k, v in os.environ.items() if own or k not in KEYS}
+
+
+def _waited_for() -> float:
+    """Processor seconds of all children of this process that have ended."""
+    spent = os.times()
+    return spent.children_user + spent.children_system
 
 
 def _end(process: psutil.Popen, ended: threading.Event) -> None:

@@ -1,13 +1,14 @@
 """Weight-only quantization of a language model: algorithms and grids side by side, beside ONNX Runtime's.
 
     python benchmarks/weights.py MODEL.onnx --text TEXT --tokenizer TOKENIZER.json [--rows ROW,ROW,...]
-        [--peer PYTHON] [--peer-rows ROW,...] [--threads 1] [--windows 32] [--json out.json]
+        [--peer PYTHON] [--peer-rows ROW,...] [--threads 1] [--windows 32] [--keep FOLDER] [--json out.json]
 
 A row is ALGORITHM@BITSxBLOCK (rtn@4x32, gptq@3x128); "default" is what a user gets who asks for nothing.
 PYTHON is an interpreter with ONNX Runtime's quantizer; its rows are those of weights_peer.py. The first
 three quarters of the text are what every tool is given, perplexity is taken on windows of the last quarter.
-Each compile runs in a process of its own: its seconds and its peak memory ("default" with the gate, which is
-most of it, the other rows without). Models are then timed beside float, in turn.
+Each compile runs in a process of its own: its processor seconds and its peak memory ("default" with the gate,
+which is most of it, the other rows without). Models are then timed beside float, in turn: tokens per second,
+and how many times float's. --keep leaves the models in FOLDER, and those that lie there are not made again.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from watched import run_watched
+from watched import Ran, run_watched
 
 from qcompile.backends.ort import open_session
 from qcompile.data.feeds import FeedSet
@@ -31,7 +32,7 @@ from qcompile.environment import describe_machine, describe_versions
 from qcompile.language import Language, compare_generation, language_of, perplexity
 from qcompile.sizes import model_bytes
 
-GRIDS = ("4x32", "4x128", "3x32", "2x32")
+GRIDS = ("4x32", "4x128", "3x128", "2x32")
 ROWS = (
     "default",
     *(f"{name}@{grid}" for grid in GRIDS for name in ("rtn", "hqq", "gptq", "awq", "descent")),
@@ -41,7 +42,7 @@ PEER_ROWS = (
     *(f"{k}@4x{b}" for b in (32, 128) for k in ("default", "rtn", "hqq", "gptq", "k_quant")),
 )
 LIMIT_S = 3 * 3600.0
-HEAD = "| row | perplexity | to float | size | prefill tokens/s | decode tokens/s | compile | peak memory |"
+HEAD = "| row | perplexity | to float | size | prefill tokens/s | decode tokens/s | processor | peak memory |"
 
 
 @dataclass(frozen=True)
@@ -53,9 +54,9 @@ class Row:
         fault: why there is none, "" where there is one.
         perplexity: on held-back text.
         bytes: of the file, with external data.
-        prefill: tokens per second, of one window.
-        decode: tokens per second, one by one.
-        seconds: of the compile.
+        prefill: tokens per second, of one window; of float in the same turns, and of this one.
+        decode: tokens per second, one by one; likewise.
+        seconds: of processor time, of the compile.
         peak_mb: of it.
     """
 
@@ -63,8 +64,8 @@ class Row:
     fault: str = ""
     perplexity: float = math.nan
     bytes: int = 0
-    prefill: float = 0.0
-    decode: float = 0.0
+    prefill: tuple[float, float] = (0.0, 0.0)
+    decode: tuple[float, float] = (0.0, 0.0)
     seconds: float = 0.0
     peak_mb: float = 0.0
 
@@ -77,9 +78,14 @@ class Row:
         made = f"{self.seconds:.0f} s | {self.peak_mb:.0f} MB" if self.seconds else " | "
         size = f"{self.bytes / 1e6:.0f} MB, {self.bytes / base.bytes:.3f}"
         return (
-            f"| {self.name} | {self.perplexity:.2f} | {worse} | {size} | {self.prefill:.0f} | "
-            f"{self.decode:.0f} | {made} |"
+            f"| {self.name} | {self.perplexity:.2f} | {worse} | {size} | {_rate(self.prefill)} | "
+            f"{_rate(self.decode)} | {made} |"
         )
+
+
+def _rate(pair: tuple[float, float]) -> str:
+    ratio = f", {pair[1] / pair[0]:.2f}x" if pair[0] else ""
+    return f"{pair[1]:.0f}{ratio}"
 
 
 class Bench:
@@ -90,6 +96,8 @@ class Bench:
         self.tokenizer: Path = args.tokenizer
         self.threads: int = args.threads
         self.work = work
+        self.keep: Path = args.keep or work
+        self.keep.mkdir(parents=True, exist_ok=True)
         text = args.text.read_text(encoding="utf-8", errors="replace")
         cut = text.rfind("\n", 0, len(text) * 3 // 4) + 1 or len(text) * 3 // 4
         self.given, kept = work / "given.txt", work / "kept.txt"
@@ -122,10 +130,10 @@ class Bench:
             self.model, model, self.specs, self.feeds[:1], self.language, threads=self.threads
         )
         made = beside.decoding
-        rates = (0.0, 0.0)
-        if made is not None:
-            rates = made.prefill_tokens_per_s[1], made.decode_tokens_per_s[1]
-        return Row(name, "", found, model_bytes(model) or 0, *rates, seconds, peak_mb)
+        row = Row(name, "", found, model_bytes(model) or 0, seconds=seconds, peak_mb=peak_mb)
+        if made is None:
+            return row
+        return replace(row, prefill=made.prefill_tokens_per_s, decode=made.decode_tokens_per_s)
 
     def compiled(self, name: str) -> Row:
         """A row of qcompile's: the whole compile for "default", else one algorithm without the gate."""
@@ -145,36 +153,35 @@ class Bench:
             command += ["--threads", str(self.threads)]
             places = out / "model.onnx", out / "rejected" / "model.onnx"
             return self._measured(name, command, places)
-        file = self.work / "made.onnx"
-        for old in self.work.glob("made.onnx*"):
-            old.unlink()
+        file = self.keep / f"{name}.onnx"
         script = str(Path(__file__).with_name("weights_make.py"))
         rest = [*map(str, _parts(name)), str(self.threads)]
         return self._measured(name, [sys.executable, script, *given, str(file), *rest], (file,))
 
     def of_peer(self, python: str, name: str) -> Row:
         """A row of ONNX Runtime's quantizer."""
-        out, samples = self.work / "peer", self.work / "samples"
+        samples = self.work / "samples"
         if not samples.is_dir():
             samples.mkdir()
             given = self.windows(self.given)
             for i in np.unique(np.linspace(0, len(given) - 1, 64).astype(int)):
                 np.savez(samples / f"{i:05d}.npz", allow_pickle=False, **given.load(int(i)))
-        for old in self.work.glob("peer*"):
-            old.unlink()
         kind, bits, block = _parts(name) if "@" in name else (name, 8, 32)
         script = str(Path(__file__).with_name("weights_peer.py"))
-        file = out.with_suffix(".onnx")
+        file = self.keep / f"peer-{name}.onnx"
         command = [python, script, kind, str(self.model), str(samples), str(file)]
         return self._measured(f"ONNX Runtime, {name}", [*command, str(bits), str(block)], (file,))
 
     def _measured(self, name: str, command: list[str], places: tuple[Path, ...]) -> Row:
-        ran = run_watched(command, LIMIT_S, self.work / "log.txt")
+        if any(p.is_file() for p in places):
+            ran = Ran(0, "", 0.0, 0.0)
+        else:
+            ran = run_watched(command, LIMIT_S, self.work / "log.txt")
         made = next((p for p in places if p.is_file()), None)
         if made is None:
             return Row(name, ran.fault())
         try:
-            return self.row(name, made, ran.seconds, ran.peak_mb)
+            return self.row(name, made, ran.processor_s, ran.peak_mb)
         except Exception as e:  # noqa: BLE001 - a model that does not run is a result
             return Row(name, f"{type(e).__name__}: {e}"[:160])
 
@@ -196,6 +203,7 @@ def main() -> None:
     parser.add_argument("--peer-rows", default=",".join(PEER_ROWS))
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--windows", type=int, default=32)
+    parser.add_argument("--keep", type=Path, help="where models stay")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="weights-", ignore_cleanup_errors=True) as folder:

@@ -213,6 +213,12 @@ def test_a_tool_gets_a_copy_of_the_model(folder: Path, case: object, tmp_path: P
     assert {p.name for p in copy.parent.iterdir()} == {"outside.onnx", "w.bin"}
 
 
+def test_processor_time_is_that_of_the_tool_and_not_of_waiting(watched: ModuleType) -> None:
+    ran = watched.run_watched([sys.executable, "-c", "import time; time.sleep(0.5)"], 60.0)
+    assert ran.seconds >= 0.5
+    assert ran.processor_s <= ran.seconds
+
+
 def test_a_tool_that_hangs_is_ended(watched: ModuleType) -> None:
     ran = watched.run_watched([sys.executable, "-c", "import time; time.sleep(60)"], 0.5)
     assert ran.code != 0
