@@ -12,36 +12,14 @@ import onnx
 import pytest
 
 from qcompile import verdict
-from qcompile.backends.ort import open_session
 from qcompile.compare import SQNR_MAX
 from qcompile.gate import judge, model_bytes
 from qcompile.interval import Interval
-from qcompile.ir.errors import CalibrationError, ModelError, OptionError
+from qcompile.ir.errors import CalibrationError, ModelError
 from qcompile.limits import Limits
-from qcompile.measure import LoadResult, ModelSpeed, SpeedResult
+from qcompile.measure import ModelSpeed, SpeedResult
 from qcompile.rollout import Rollout
-from qcompile.units import parse_drop
-
-RNG = np.random.default_rng(0)
-FEEDS = [{"x": RNG.normal(size=(1, 4)).astype(np.float32)} for _ in range(6)]
-
-
-def save(path: Path, text: str) -> Path:
-    onnx.save(onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["" : 17]> {text}'), path)
-    return path
-
-
-def small(
-    path: Path,
-    body: str = "y = Relu(x)",
-    ins: str = "float[n, 4] x",
-    out: str = "float[n, 4] y",
-) -> Path:
-    return save(path, f"m ({ins}) => ({out}) {{ {body} }}")
-
-
-NOISY = "one = Constant<value = float {1.2}>() r = Relu(x) y = Mul(r, one)"
-"""20 % too large: 10 log10(1 / 0.04) = 14.0 dB."""
+from tests.gate_models import FEEDS, NOISY, failed, gate, load_here, small
 
 
 @pytest.fixture
@@ -53,39 +31,13 @@ def child() -> None:
 def opened_here(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Open models in this process, half a second quicker each, except where `child` is asked for."""
 
-    def load(
-        path: Path, feeds: Any, *, threads: int | None, custom_ops: Any, config: Any = None
-    ) -> LoadResult:
-        session, errors = open_session(path, threads=threads), []
-        for feed in feeds:
-            try:
-                session.run(feed)
-                errors.append(None)
-            except ModelError as e:
-                errors.append(str(e))
-        return LoadResult(1.0, 1.0, 1, tuple(errors))
-
     if "child" not in request.fixturenames:
-        monkeypatch.setattr("qcompile.gate.measure_load", load)
+        monkeypatch.setattr("qcompile.gate.measure_load", load_here)
 
 
 @pytest.fixture
 def ref(tmp_path: Path) -> Path:
     return small(tmp_path / "float.onnx")
-
-
-def gate(
-    ref: Path, other: Path, feeds: Any = FEEDS, limits: Limits | None = None, **more: Any
-) -> Any:
-    return judge(ref, other, feeds, limits, threads=1, **{"speed": False, **more})
-
-
-def failed(result: verdict.GateResult, name: str) -> str:
-    assert result.verdict == verdict.NOT_DELIVERED and result.exit_code == 3
-    texts = [c.text for c in result.failed if c.name == name]
-    assert texts, result.checks
-    assert texts[0] in result.headline or len(result.failed) > 3
-    return texts[0]
 
 
 def test_equal_model_is_delivered(child: None, ref: Path, tmp_path: Path) -> None:
@@ -246,62 +198,6 @@ def test_model_bytes_counts_external_data(tmp_path: Path) -> None:
     onnx.save(model, path, save_as_external_data=True, location="m.data", size_threshold=0)
     assert model_bytes(path) == path.stat().st_size + 1024
     assert model_bytes(tmp_path / "none.onnx") is None
-
-
-def mean(run: Any) -> float:
-    return float(np.mean([run(f)["y"].mean() for f in FEEDS]))
-
-
-def error(run: Any) -> float:
-    return 1.0 / mean(run)
-
-
-error.lower_is_better = True  # type: ignore[attr-defined]
-
-
-def test_metric_within_and_beyond(ref: Path, tmp_path: Path) -> None:
-    # 20 % more: better where higher is better, 1/1.2 = 16.7 % less where lower is
-    other = small(tmp_path / "a.onnx", NOISY)
-    assert gate(ref, other, metric=mean).verdict == "delivered"
-    assert gate(ref, other, metric=error).verdict == "delivered"
-    swapped = gate(other, ref, metric=mean, limits=Limits(max_drop=parse_drop("10%")))
-    assert "of 10% allowed" in failed(swapped, "metric")
-    assert gate(other, ref, metric=error).verdict == "not delivered"
-    assert gate(other, ref, metric=mean, limits=Limits(max_drop=parse_drop("17%"))).delivered
-
-
-def test_metric_takes_the_place_of_sqnr(ref: Path, tmp_path: Path) -> None:
-    other = small(tmp_path / "a.onnx", "n = Neg(x) r = Relu(n) y = Neg(r)")
-    assert gate(ref, other, metric=lambda run: 0.87).verdict == "delivered"
-    asked = gate(ref, other, metric=lambda run: 0.87, limits=Limits(min_sqnr=10))
-    failed(asked, "accuracy")
-
-
-def test_metric_text_in_points(ref: Path) -> None:
-    scores = iter((0.870, 0.866))
-    result = gate(
-        ref, ref, metric=lambda run: next(scores), limits=Limits(max_drop=parse_drop("0.5pt"))
-    )
-    assert result.headline.endswith("0.870 -> 0.866 (-0.4pt of 0.5pt allowed)")
-
-
-def test_worst_slice_of_a_metric_decides(ref: Path) -> None:
-    scores = iter(({"day": 0.9, "night": 0.8}, {"day": 0.9, "night": 0.7}))
-    result = gate(ref, ref, metric=lambda run: next(scores))
-    assert "[night] 0.800 -> 0.700" in failed(result, "metric")
-    assert result.score.slices == {"day": (0.9, 0.9), "night": (0.8, 0.7)}
-
-
-def test_metric_that_fails(ref: Path, tmp_path: Path) -> None:
-    def broken(run: Any) -> float:
-        raise KeyError("labels")
-
-    with pytest.raises(OptionError, match="metric 'broken' fails on the float model: KeyError"):
-        gate(ref, ref, metric=broken)
-    with pytest.raises(OptionError, match="nan"):
-        gate(ref, ref, metric=lambda run: math.nan)
-    scores = iter((1.0, math.nan))
-    failed(gate(ref, ref, metric=lambda run: next(scores)), "metric")
 
 
 def test_worst_slice_of_sqnr(ref: Path, tmp_path: Path) -> None:
