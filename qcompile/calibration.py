@@ -96,21 +96,24 @@ class Calibration:
                 "'minmax'; calibrate again with method 'auto'"
             )
         found = self.observed_ranges(method)
-        if self.method == "auto":
-            found = {**found, **self._unclipped()}
         return {name: found[root] for name, root in self.same.items() if root in found}
-
-    def _unclipped(self) -> dict[str, TensorRange]:
-        seen = self.observed_ranges("minmax")
-        return {
-            name: _within(seen[name], limit) for name, limit in self.whole.items() if name in seen
-        }
 
     def observed_ranges(self, method: str) -> dict[str, TensorRange]:
         """The same of the observed tensors alone, computed once for each method."""
         if method not in self._ranges:
-            self._ranges[method] = choose_ranges(self.fit, method, self.spec, self.held)
+            found = choose_ranges(self.fit, method, self.spec, self.held)
+            if self.method == "auto":
+                whole = {name: self.fit[name] for name in self.whole if name in self.fit}
+                held = {name: self.held[name] for name in whole if name in self.held}
+                found |= choose_ranges(whole, "minmax", self.spec, held)
+            self._ranges[method] = self.bounded(found)
         return self._ranges[method]
+
+    def bounded(self, ranges: Mapping[str, TensorRange]) -> dict[str, TensorRange]:
+        """The ranges, those of what callers read cut where a sigmoid behind them is saturated."""
+        if self.method != "auto":
+            return dict(ranges)
+        return {n: _within(r, self.whole[n]) if n in self.whole else r for n, r in ranges.items()}
 
     def findings(self) -> tuple[str, ...]:
         """Convergence and clipping in words, one clause each."""
@@ -189,7 +192,7 @@ def converge(
     moved: dict[int, dict[str, float]] = {}
     methods = {name: limits.method for name, limits in final.items()}
     for count, stores in earlier.items():
-        before = fit_ranges(stores, methods, spec)
+        before = calibration.bounded(fit_ranges(stores, methods, spec))
         moved[count] = {name: relative_move(before[name], final[name]) for name in final}
     # The last quarter decides: with three quarters of the data, was the range already there?
     late = [n for n in moved if calibration.samples * 0.6 <= n <= calibration.samples * 0.8]
@@ -202,7 +205,7 @@ def converge(
             if any(by > MOVING for by in moved[count].values()):
                 break
             enough = count
-    fitted = fit_ranges(calibration.fit, methods, spec)
+    fitted = calibration.bounded(fit_ranges(calibration.fit, methods, spec))
     clipped = {name: _outside(held, fitted[name], spec) for name, held in calibration.held.items()}
     return Convergence(enough, tuple(sorted(moving, key=lambda n: -moving[n])), clipped)
 

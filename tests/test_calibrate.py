@@ -350,3 +350,23 @@ def test_what_is_no_ranges_file_is_refused(tmp_path: Path) -> None:
             Calibration.load(tmp_path / f"{name}.npz")
     with pytest.raises(OutputError, match="cannot be written"):
         Calibration.load(good).save(tmp_path / "no" / "folder.npz")
+
+
+def test_what_callers_read_is_whole_in_range_and_in_the_findings() -> None:
+    """One high score in a thousand: every estimator would clip it, and tell that it does."""
+    model = parse(
+        """<ir_version: 8, opset_import: ["" : 17]>
+        g (float[n,1000] x) => (float[n,1000] p) { r = Relu(x) l = Neg(r) p = Sigmoid(l) }"""
+    )
+    rng = np.random.default_rng(0)
+    data = [{"x": rng.uniform(3, 40, size=(1, 1000)).astype(np.float32)} for _ in range(32)]
+    data[3]["x"][0, 0] = 0.0  # the fourth sample is held back
+    found = calibrate(model, ["r", "l", "p"], data)
+    for method in ("auto", "mse", "percentile-99.9"):
+        limits = found.ranges(method)
+        assert (float(limits["p"].high), limits["p"].method) == (0.5, "minmax")
+        assert (float(limits["l"].low), float(limits["l"].high)) == (-8.0, 0.0)
+    assert found.convergence is not None
+    assert "p" not in found.convergence.moving
+    named = calibrate(model, ["p"], data, method="percentile-99.9").ranges()
+    assert float(named["p"].high) < 0.5
