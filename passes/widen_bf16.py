@@ -17,7 +17,7 @@ import onnx_ir as oir
 from qcompile.ir.graph import constant, fresh_name
 from qcompile.ir.manager import CompileState, PassResult
 
-__all__ = ["WidenBf16"]
+__all__ = ["WidenBf16", "widen_constant"]
 
 _BF16, _FLOAT = oir.DataType.BFLOAT16, oir.DataType.FLOAT
 
@@ -34,7 +34,7 @@ class WidenBf16:
         changed = 0
         for value in list(graph.initializers.values()):
             if value.dtype == _BF16:
-                self._widen_constant(value)
+                widen_constant(value)
         for node in list(graph):
             for output in node.outputs:
                 if output.dtype != _BF16 or _between_casts(output):
@@ -42,14 +42,6 @@ class WidenBf16:
                 self._round(graph, node, output)
                 changed += 1
         return PassResult(changed)
-
-    @staticmethod
-    def _widen_constant(value: oir.Value) -> None:
-        array = constant(value)
-        if array is None:
-            return
-        value.const_value = oir.tensor(array.astype(np.float32), name=value.name)
-        value.type = oir.TensorType(_FLOAT)
 
     @staticmethod
     def _round(graph: oir.Graph, node: oir.Node, output: oir.Value) -> None:
@@ -61,6 +53,14 @@ class WidenBf16:
         wide, _ = _cast(graph, rounded, _FLOAT, last)
         for use in readers:
             use.node.replace_input_with(use.idx, wide)
+
+
+def widen_constant(value: oir.Value) -> None:
+    """Store an initializer of a narrower float type in float32."""
+    array = constant(value)
+    if array is not None:
+        value.const_value = oir.tensor(array.astype(np.float32), name=value.name)
+        value.type = oir.TensorType(_FLOAT)
 
 
 def _between_casts(value: oir.Value) -> bool:

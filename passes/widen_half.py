@@ -14,9 +14,10 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as oir
 
-from qcompile.ir.graph import constant, fresh_name, subgraphs_of
+from qcompile.ir.graph import fresh_name, subgraphs_of
 from qcompile.ir.manager import CompileState, PassResult
 from qcompile.ir.notes import Note
+from qcompile.passes.widen_bf16 import widen_constant
 
 __all__ = ["WidenHalf"]
 
@@ -40,10 +41,7 @@ class WidenHalf:
         if any(subgraphs_of(node) for node in graph) or any(v.is_graph_input() for v in given):
             return PassResult(0, (Note("", "float16 is kept: control flow may read it"),))
         for value in given:
-            array = constant(value)
-            if array is not None:
-                value.const_value = oir.tensor(array.astype(np.float32), name=value.name)
-                value.type = oir.TensorType(_FLOAT)
+            widen_constant(value)
         for value in graph.inputs:
             if value.dtype == _HALF and any(u.node.op_type != "Cast" for u in value.uses()):
                 _read_wide(graph, value)

@@ -8,13 +8,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from qcompile.artifact import LOCK, new_artifact, writable
+from qcompile.artifact import writable
 from qcompile.attempts import pass_gate
 from qcompile.backends.ort import check_runtime
 from qcompile.backends.tables import get_target
 from qcompile.build import Builder
 from qcompile.checkpoint import progress_folder, tell_matrices
 from qcompile.even_out import even_out
+from qcompile.finish import deliver
 from qcompile.ir.save import save_model
 from qcompile.job import Job, doubted, gather, start_plan
 from qcompile.learned import find_learned
@@ -110,7 +111,7 @@ def _compile_static(
     done: Unfinished,
 ) -> CompileResult:
     """From calibration on, with ``done`` of an interrupted compile."""
-    options, target = job.options, job.prepared.target
+    target = job.prepared.target
     with stages("calibrate"):
         ranges = done.ranges(lambda: find_ranges(job, lock, stages.reporter.advance))
         job = leave_float(job, ranges.calibration)
@@ -152,13 +153,16 @@ def _compile_static(
         )
     with stages("gate"):
         taken, verdict = pass_gate(job, found, builder, stages.reporter)
-    with stages("write"), new_artifact(output, options.force) as folder:
-        report, code = write_artifact(
+    return deliver(
+        job,
+        lock,
+        stages,
+        output,
+        keep,
+        lambda folder: write_artifact(
             folder, job, ranges, found, taken, verdict, key, stages, output
-        )
-        if lock is not None:
-            lock.check_outputs(report.data["hashes"], options.lock or Path(LOCK))
-    return CompileResult(report, output, code, keep=keep)
+        ),
+    )
 
 
 def ort_builder(job: Job, ranges: Ranges) -> Builder:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import onnx_ir as oir
 
-from qcompile.artifact import LOCK, file_sha256, write_manifest
+from qcompile.artifact import LOCK, file_sha256, new_artifact, write_manifest
 from qcompile.build import Build
 from qcompile.environment import describe_machine, describe_versions
 from qcompile.ir.manager import PassRecord
@@ -21,11 +21,12 @@ from qcompile.outcome import Outcome
 from qcompile.ranges import Ranges
 from qcompile.report import REPORT_VERSION, CompileReport, notes_as_data, passes_as_data
 from qcompile.report_page.page import write_page
+from qcompile.result import CompileResult
 from qcompile.reuse import byte_inputs
 from qcompile.stages import Stages
 from qcompile.verdict import DELIVERED, INCONCLUSIVE, NOT_MEASURED, GateResult, to_jsonable
 
-__all__ = ["common_data", "describe_model", "finish", "place_for", "write_choices"]
+__all__ = ["common_data", "deliver", "describe_model", "finish", "place_for", "write_choices"]
 
 
 def place_for(folder: Path, outcome: Outcome) -> tuple[Path, bool]:
@@ -137,3 +138,23 @@ def finish(folder: Path, data: Mapping[str, Any], stages: Stages) -> CompileRepo
         },
     )
     return report
+
+
+def deliver(
+    job: Job,
+    lock: Lock | None,
+    stages: Stages,
+    output: Path,
+    keep: object,
+    write: Callable[[Path], tuple[CompileReport, int]],
+) -> CompileResult:
+    """The stage "write": what ``write`` puts into a new folder takes the place of ``output``.
+
+    Raises:
+        OutputError: it cannot be written, or differs from what the lock says.
+    """
+    with stages("write"), new_artifact(output, job.options.force) as folder:
+        report, code = write(folder)
+        if lock is not None:
+            lock.check_outputs(report.data["hashes"], job.options.lock or Path(LOCK))
+    return CompileResult(report, output, code, keep=keep)

@@ -24,7 +24,7 @@ from qcompile.memory import Room
 from qcompile.options import Options
 from qcompile.planner.default import default_plan
 from qcompile.prepare import Prepared
-from qcompile.profiles import asked_shapes
+from qcompile.profiles import asked_shapes, shape_profile
 from qcompile.report_data.show import parse_show
 from qcompile.retrain import Base
 from qcompile.rollout import Rollout
@@ -101,6 +101,11 @@ class Data:
         if sizes[low] == sizes[high]:
             return asked
         return [*(self.calibration.load(i) for i in (low, high)), *asked]
+
+    def profile(self) -> Profile:
+        """Least, typical and largest shape of each input: what ``--shapes`` asks, else the samples'."""
+        feeds = [*self.calibration, *self.held]
+        return {**shape_profile([{k: v.shape for k, v in f.items()} for f in feeds]), **self.shapes}
 
     def _made(self, index: int) -> Feed:
         """Made-up data of the least (0) or largest (2) shapes asked for."""

@@ -14,11 +14,11 @@ from typing import Any
 
 import onnx_ir as oir
 
-from qcompile.artifact import LOCK, new_artifact
 from qcompile.backends.ort import AS_WRITTEN, CPU, gpu_provider
 from qcompile.backends.trt import Profile
 from qcompile.build import Build, Builder
 from qcompile.engine_check import EngineCheck, check_engine
+from qcompile.finish import deliver
 from qcompile.float_peaks import float_peaks
 from qcompile.gate import judge
 from qcompile.ir.affine import TensorRange
@@ -37,7 +37,6 @@ from qcompile.planner.search import needed_db
 from qcompile.planner.vectors import kept_wide, weight_products
 from qcompile.portable_build import PortableBuilder, portable_passes
 from qcompile.portable_write import write_portable
-from qcompile.profiles import shape_profile
 from qcompile.range_choice import choose_ranges
 from qcompile.ranges import Ranges
 from qcompile.result import CompileResult
@@ -45,7 +44,14 @@ from qcompile.stages import Stages
 from qcompile.trace import shapes_seen
 from qcompile.verdict import DELIVERED, FAIL, NOT_DELIVERED, NOT_MEASURED, Check, GateResult
 
-__all__ = ["Portable", "compile_portable", "portable_builder", "with_engine"]
+__all__ = [
+    "Portable",
+    "compile_portable",
+    "engine_of",
+    "job_peaks",
+    "portable_builder",
+    "with_engine",
+]
 
 
 @dataclass(frozen=True)
@@ -84,9 +90,7 @@ def compile_portable(
     peaks: dict[str, TensorRange] = {}
     if rest == "fp16" and lock is None:
         with stages("calibrate"):
-            peaks = float_peaks(
-                job.prepared.model, job.data.selection(), job.work, job.options.custom_ops
-            )
+            peaks = job_peaks(job)
     start = start_plan(job, ranges.chosen, lock)
     if lock is None:
         start = _fusible(job, start)
@@ -104,21 +108,27 @@ def compile_portable(
         build = builder.build(tried[-1].plan)
         ranges = replace(ranges, chosen=builder.known_ranges())
     with stages("check engine"):
-        feeds = [*job.data.calibration, *job.data.held]
-        seen = shape_profile([{k: v.shape for k, v in feed.items()} for feed in feeds])
-        profile = {**seen, **job.data.shapes}
-        engine = _engine_of(job, build, profile)
+        profile = job.data.profile()
+        engine = engine_of(job, build, profile)
     with stages("gate"):
         gate = _judge(job, build.path, engine)
     baseline = None
     if rest != "fp32" and target.ops:
         baseline = builder.portable(_all_float(build.plan))[0]
     made = Portable(build, tuple(tried), profile, engine, gate, baseline)
-    with stages("write"), new_artifact(output, job.options.force) as folder:
-        report, code = write_portable(folder, job, ranges, made, key, stages, output)
-        if lock is not None:
-            lock.check_outputs(report.data["hashes"], job.options.lock or Path(LOCK))
-    return CompileResult(report, output, code, keep=keep)
+    return deliver(
+        job,
+        lock,
+        stages,
+        output,
+        keep,
+        lambda folder: write_portable(folder, job, ranges, made, key, stages, output),
+    )
+
+
+def job_peaks(job: Job) -> dict[str, TensorRange]:
+    """Largest values of all tensors, which tell what fits float16."""
+    return float_peaks(job.prepared.model, job.data.selection(), job.work, job.options.custom_ops)
 
 
 def portable_builder(job: Job, ranges: Ranges, rest: str = "fp32") -> PortableBuilder:
@@ -134,7 +144,7 @@ def portable_builder(job: Job, ranges: Ranges, rest: str = "fp32") -> PortableBu
     )
 
 
-def _engine_of(job: Job, build: Build, profile: Profile) -> EngineCheck:
+def engine_of(job: Job, build: Build, profile: Profile) -> EngineCheck:
     """What the target's own library makes of a build."""
     target = job.prepared.target
     if target.backend == "ort":

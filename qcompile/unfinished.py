@@ -27,7 +27,7 @@ from qcompile.learned_file import LEARNED, read_learned, write_learned
 from qcompile.learning import Learned
 from qcompile.planner.costs import Costs
 from qcompile.ranges import Ranges
-from qcompile.reporter import Reporter, Silent
+from qcompile.reporter import Reporter
 
 __all__ = ["Unfinished"]
 
@@ -62,11 +62,6 @@ class Unfinished:
             kept = {k: v for k, v in key.items() if k.removeprefix("option.") not in _FREE}
             claim(folder, kept)
         return cls(folder, reporter)
-
-    @classmethod
-    def nothing(cls) -> Unfinished:
-        """Keeps nothing."""
-        return cls(None, Silent())
 
     def __enter__(self) -> Unfinished:
         """The compile begins."""

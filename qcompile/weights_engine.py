@@ -9,10 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import onnx_ir as oir
 
-from qcompile.artifact import LOCK, new_artifact
 from qcompile.build import Build
-from qcompile.engine_check import check_engine
-from qcompile.float_peaks import float_peaks
+from qcompile.finish import deliver
 from qcompile.ir.affine import TensorRange
 from qcompile.ir.blocks import BlockSpec
 from qcompile.ir.errors import OptionError, TargetError
@@ -25,9 +23,8 @@ from qcompile.lock import Lock
 from qcompile.passes.cast_half import CastHalf
 from qcompile.passes.widen_bf16 import WidenBf16
 from qcompile.planner.by_groups import Tried
-from qcompile.portable_flow import Portable, with_engine
+from qcompile.portable_flow import Portable, engine_of, job_peaks, with_engine
 from qcompile.portable_write import write_portable
-from qcompile.profiles import shape_profile
 from qcompile.ranges import Ranges
 from qcompile.result import CompileResult
 from qcompile.stages import Stages
@@ -96,7 +93,7 @@ def engine_peaks(job: Job) -> dict[str, TensorRange]:
     """Largest values of all tensors, where the rest becomes float16."""
     if job.prepared.target.rests[0] != "fp16":
         return {}
-    return float_peaks(job.prepared.model, job.data.selection(), job.work, job.options.custom_ops)
+    return job_peaks(job)
 
 
 def save_for_engine(
@@ -129,13 +126,10 @@ def deliver_engine(
     """Build ahead of time where that is possible, and write what the device needs."""
     taken, target = made.taken, job.prepared.target
     plan = as_plan(taken.choices)
+    build = Build(plan, taken.model, taken.model, taken.path, taken.records, made.notes)
     with stages("check engine"):
-        feeds = [*job.data.calibration, *job.data.held]
-        seen = shape_profile([{k: v.shape for k, v in feed.items()} for feed in feeds])
-        profile = {**seen, **job.data.shapes}
-        path = job.work / "engine.onnx"
-        save_model(taken.model, path)
-        engine = check_engine(path, taken.model, plan, target, profile)
+        profile = job.data.profile()
+        engine = engine_of(job, build, profile)
     gate = with_engine(job, taken.gate, engine)
     baseline = None
     if target.rests[0] != "fp32":
@@ -145,12 +139,14 @@ def deliver_engine(
         Tried(how_rounded(made.algorithm, t.choices), as_plan(t.choices), t.gate.sqnr_db)
         for t in made.tried
     )
-    build = Build(plan, taken.model, taken.model, taken.path, taken.records, made.notes)
     portable = Portable(build, tried, profile, engine, gate, baseline)
     ranges = Ranges({}, None, job.data.calibration.description)
     more = {"matrices": matrix_rows(made)}
-    with stages("write"), new_artifact(output, job.options.force) as folder:
-        report, code = write_portable(folder, job, ranges, portable, key, stages, output, more)
-        if lock is not None:
-            lock.check_outputs(report.data["hashes"], job.options.lock or Path(LOCK))
-    return CompileResult(report, output, code, keep=keep)
+    return deliver(
+        job,
+        lock,
+        stages,
+        output,
+        keep,
+        lambda folder: write_portable(folder, job, ranges, portable, key, stages, output, more),
+    )

@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import onnx_ir as oir
 
-from qcompile.artifact import LOCK, new_artifact
 from qcompile.backends.ort import AS_WRITTEN
 from qcompile.backends.ort_bits import has_bits
 from qcompile.backends.ort_nbits import Stored, lower_weights
@@ -25,6 +24,7 @@ from qcompile.backends.trt_weights import lower_to_dequantize
 from qcompile.balance_inputs import fold_columns
 from qcompile.checkpoint import Checkpoint, progress_folder
 from qcompile.disturbance import disturbances, divergence, relative_error
+from qcompile.finish import deliver
 from qcompile.gate import judge
 from qcompile.ir.affine import TensorRange
 from qcompile.ir.codebook import CodebookWeight
@@ -210,16 +210,19 @@ def compile_weights(
         result = deliver_engine(job, made, peaks, lock, key, stages, output, keep)
         checkpoint.remove()
         return result
-    best = tried[-1]
     with stages("gate"):
-        generation = _generation(job, best, language)
+        generation = _generation(job, tried[-1], language)
     made = Compressed(tuple(tried), algorithm, tuple(notes), generation)
-    with stages("write"), new_artifact(output, options.force) as folder:
-        report, code = write_weights(folder, job, made, key, stages, output)
-        if lock is not None:
-            lock.check_outputs(report.data["hashes"], options.lock or Path(LOCK))
+    result = deliver(
+        job,
+        lock,
+        stages,
+        output,
+        keep,
+        lambda folder: write_weights(folder, job, made, key, stages, output),
+    )
     checkpoint.remove()
-    return CompileResult(report, output, code, keep=keep)
+    return result
 
 
 def lower(model: oir.Model, rounded: Mapping[str, Rounded], form: WeightForm) -> oir.Model:
