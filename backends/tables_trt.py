@@ -83,6 +83,10 @@ _LEFT_FLOAT = {
 _LONGEST_ATTENTION = 512
 """RTX fuses attention of INT8 up to here, of FP8 and 16 bits at any length (tried up to 1,500)."""
 
+_VECTOR_WEIGHTS = 1 << 20
+"""RTX: a product of one row is one kernel more in 8 bits, or two (tried up to 25088 x 4096). That takes
+a GPU some microseconds, in which it reads about so many bytes."""
+
 _WIDE = {
     "HardSigmoid": "RTX ends a kernel before one of 16 bits, and fuses one of 32 with what it gates",
 }
@@ -129,6 +133,7 @@ def tensorrt_int8(device: str | None) -> Target:
         rests=("fp16", "bf16", "fp32"),
         wide=_WIDE,
         longest_attention=_LONGEST_ATTENTION,
+        vector_weights=_VECTOR_WEIGHTS,
         opset=_SCALES_OPSET,
         rest_opsets={"bf16": _BF16_OPSET},
         portable=True,

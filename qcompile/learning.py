@@ -8,7 +8,6 @@ Samples that were held back decide, for each layer, whether it is kept.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +26,7 @@ from qcompile.ir.plan import PrecisionPlan
 from qcompile.ir.target import Target
 from qcompile.ir.weights import IntegerWeight
 from qcompile.learnable import Layer, learnable_layers
+from qcompile.stopwatch import Deadline
 from qcompile.weight_inputs import LIMIT, Gathering
 
 __all__ = ["Learned", "Method", "learn_weights"]
@@ -105,7 +105,7 @@ def learn_weights(
     rounding = method == "rounding"
     ranging = rounding if weight_ranges is None else weight_ranges
     second = rounding or ranging
-    deadline = time.perf_counter() + time_budget_s if second else None
+    deadline = Deadline(time_budget_s) if second else None
     layers, notes = learnable_layers(model, target, ranges, plan, shift=shift_biases, given=given)
     learner = _Learner(deadline, sweeps, rounding, ranging, len(layers), progress)
     gathering = Gathering(model, feeds, work, held, second, seed, threads, custom_ops)
@@ -122,7 +122,7 @@ def learn_weights(
 class _Learner:
     """Learns one layer after the other and keeps what helps."""
 
-    deadline: float | None
+    deadline: Deadline | None
     sweeps: int
     rounding: bool
     ranging: bool
@@ -147,7 +147,7 @@ class _Learner:
             self.notes.append(Note(where, text))
             return
         candidates = [layer.plain]
-        late = self.deadline is not None and time.perf_counter() > self.deadline
+        late = self.deadline is not None and self.deadline.passed()
         if self.deadline is not None and not late:
             candidates.append(self._fitted(layer, read))
         shifts: list[FloatArray | None] = [None] * len(read)

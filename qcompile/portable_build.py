@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+
+import onnx_ir as oir
 
 from qcompile.backends.ort import AS_WRITTEN
 from qcompile.build import Build, Builder
@@ -43,6 +45,11 @@ class PortableBuilder(Builder):
     def known_ranges(self) -> dict[str, TensorRange]:
         """Ranges of tensors with Q/DQ, and peaks of the others."""
         return {**self.peaks, **self.ranges}
+
+    def rehearsal(self, plan: PrecisionPlan) -> oir.Model:
+        """The Q/DQ model with what stays float in float32, whose constants can be replaced as it runs."""
+        wide = tuple(p for p in self.quantize_passes if not isinstance(p, CastHalf))
+        return replace(self, quantize_passes=wide).portable(plan)[0]
 
     def _build(self, plan: PrecisionPlan, path: Path) -> Build:
         portable, records = self.portable(plan)

@@ -16,7 +16,7 @@ import onnx_ir as oir
 
 from qcompile.backends.ort import AS_WRITTEN, CPU, gpu_provider
 from qcompile.backends.trt import Profile
-from qcompile.build import Build, Builder
+from qcompile.build import Build
 from qcompile.engine_check import EngineCheck, check_engine
 from qcompile.finish import deliver
 from qcompile.float_peaks import float_peaks
@@ -30,10 +30,9 @@ from qcompile.learned import find_learned
 from qcompile.learning import Learned
 from qcompile.lock import Lock
 from qcompile.planner.attention import find_attention, kept_short, kept_whole
-from qcompile.planner.by_groups import Tried, accurate_plan
+from qcompile.planner.by_groups import Tried
 from qcompile.planner.default import without_ends
-from qcompile.planner.race import open_race
-from qcompile.planner.search import needed_db
+from qcompile.planner.portable_plans import plans_for_device
 from qcompile.planner.vectors import kept_wide, weight_products
 from qcompile.portable_build import PortableBuilder, portable_passes
 from qcompile.portable_write import write_portable
@@ -99,12 +98,10 @@ def compile_portable(
         if target.ops:
             learned = find_learned(job, ranges.chosen, start, lock, stages.reporter.advance, output)
     with stages("plan"):
-        builder: Builder = replace(
-            portable_builder(job, ranges, rest), learned=learned, peaks=peaks
-        )
+        builder = replace(portable_builder(job, ranges, rest), learned=learned, peaks=peaks)
         if target.ops:
             ranges, builder = choose_ranges(job, ranges, builder, start, stages.reporter.advance)
-        tried = _plans(job, builder, start, replay=lock is not None)
+        tried, builder = plans_for_device(job, builder, start, replay=lock is not None)
         build = builder.build(tried[-1].plan)
         ranges = replace(ranges, chosen=builder.known_ranges())
     with stages("check engine"):
@@ -158,39 +155,21 @@ def _all_float(plan: PrecisionPlan) -> PrecisionPlan:
     return PrecisionPlan(tuple(replace(c, precision=FLOAT, pinned=False) for c in plan.layers))
 
 
-def _plans(job: Job, builder: Builder, start: PrecisionPlan, *, replay: bool) -> list[Tried]:
-    race = open_race(job, builder)
-
-    def measure(plan: PrecisionPlan) -> float | None:
-        return race.accuracy("", plan).sqnr_db
-
-    if replay:
-        return [Tried("replayed from the lock", start, measure(start))]
-    compute = frozenset(s.origin for s in job.prepared.sites if s.role == "compute")
-    state = CompileState(job.prepared.model, job.prepared.target)
-    attentions = find_attention(job.prepared.model.graph)
-
-    def settle(plan: PrecisionPlan) -> PrecisionPlan:
-        return without_ends(kept_whole(plan, attentions), state)
-
-    return accurate_plan(start, compute, needed_db(job), measure, settle)
-
-
 def _fusible(job: Job, plan: PrecisionPlan) -> PrecisionPlan:
-    """The plan in which every attention can become one kernel, and no product is one of a vector."""
+    """The plan in which every attention can become one kernel, and no product is one of a small vector."""
     target, model = job.prepared.target, job.prepared.model
     if target.backend != "trt" or not target.ops:
         return plan
     attentions, products = find_attention(model.graph), weight_products(model.graph)
     feed = max(job.data.calibration, key=lambda f: sum(a.size for a in f.values()))
-    names = [*(one.weights for one in attentions), *products.values()]
+    names = [*(one.weights for one in attentions), *(one.output for one in products.values())]
     shapes = shapes_seen(model, names, feed, job.work, job.options.custom_ops)
     if not job.options.shapes:  # more rows than the samples have may be asked for
-        plan = kept_wide(plan, products, shapes)
+        plan = kept_wide(plan, products, shapes, target.vector_weights)
     limit = target.longest_attention
     if limit:
         plan = kept_short(plan, attentions, shapes, limit)
-    return kept_whole(plan, attentions)
+    return without_ends(kept_whole(plan, attentions), CompileState(model, target))
 
 
 def _judge(job: Job, path: Path, engine: EngineCheck) -> GateResult:

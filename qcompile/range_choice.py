@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import TypeVar
 
 from qcompile.build import Builder
 from qcompile.calibrators.choose import estimators
@@ -18,6 +19,8 @@ from qcompile.ranges import Ranges
 
 __all__ = ["choose_ranges"]
 
+AnyBuilder = TypeVar("AnyBuilder", bound=Builder)
+
 GAIN_DB = 0.3
 """An estimator must beat "auto" by this much to replace it."""
 
@@ -25,10 +28,10 @@ GAIN_DB = 0.3
 def choose_ranges(
     job: Job,
     ranges: Ranges,
-    builder: Builder,
+    builder: AnyBuilder,
     plan: PrecisionPlan,
     progress: Callable[[float, float | None], None],
-) -> tuple[Ranges, Builder]:
+) -> tuple[Ranges, AnyBuilder]:
     """The ranges of the estimator with the least output error on selection samples, and their builder.
 
     Ranges stay as they are where the user named the estimator or wants no choice, where they were

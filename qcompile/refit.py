@@ -12,7 +12,6 @@ weights. What comes out holds for one plan: other plans make other errors.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,6 +35,7 @@ from qcompile.learnable import Layer, learnable_layers
 from qcompile.learning import Learned
 from qcompile.planner.units import identified
 from qcompile.stepper import Stepper
+from qcompile.stopwatch import Deadline
 from qcompile.weight_inputs import POSITIONS
 
 __all__ = ["refit_plan"]
@@ -101,7 +101,7 @@ def refit_plan(
     Raises:
         CalibrationError: the model cannot be run in parts.
     """
-    deadline = time.perf_counter() + time_budget_s
+    deadline = Deadline(time_budget_s)
     judges = every_fourth(len(feeds)) if held is None else frozenset(held)
     if not judges or len(judges) == len(feeds):
         return learned
@@ -123,7 +123,7 @@ def refit_plan(
         sweeps,
     )
     for index, (at, exact_at, layer, reader) in enumerate(places):
-        if time.perf_counter() > deadline:
+        if deadline.passed():
             late = len(places) - index
             work.notes.append(Note("", f"the time ran out before {late} layers were refitted"))
             break

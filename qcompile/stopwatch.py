@@ -6,7 +6,35 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-__all__ = ["Stopwatch"]
+__all__ = ["Deadline", "Stopwatch"]
+
+BUSY = 4.0
+"""How many times as long as its budget work may take on a machine that is busy with other things."""
+
+
+class Deadline:
+    """The end of a budget of seconds, of which other processes take as little as possible.
+
+    It passes when the clock and the processor time of this process have both used the budget up: what is
+    learned should not depend on what else runs. The clock alone ends it after ``BUSY`` budgets.
+    """
+
+    def __init__(
+        self,
+        seconds: float,
+        clock: Callable[[], float] = time.perf_counter,
+        used: Callable[[], float] = time.process_time,
+    ) -> None:
+        self._seconds, self._clock, self._used = seconds, clock, used
+        self._start = clock(), used()
+
+    def passed(self) -> bool:
+        """Whether the budget is used up."""
+        by_clock = self._clock() - self._start[0]
+        by_use = self._used() - self._start[1]
+        return by_clock > self._seconds and (
+            by_use > self._seconds or by_clock > BUSY * self._seconds
+        )
 
 
 class Stopwatch:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from qcompile.stopwatch import Stopwatch
+from qcompile.stopwatch import BUSY, Deadline, Stopwatch
 
 
 def test_inner_blocks_count_for_themselves() -> None:
@@ -35,3 +35,13 @@ def test_until_now_counts_what_is_still_open() -> None:
         now[0] += 1
     now[0] += 10
     assert watch.until_now() == {"write": 4}
+
+
+@pytest.mark.parametrize(
+    ("clock", "used", "passed"),
+    [(9.0, 9.0, False), (11.0, 5.0, False), (11.0, 11.0, True), (10.0 * BUSY + 1, 5.0, True)],
+)
+def test_a_busy_machine_takes_no_budget_away(clock: float, used: float, passed: bool) -> None:
+    times = [iter((0.0, clock)), iter((0.0, used))]
+    deadline = Deadline(10.0, *(lambda t=t: next(t) for t in times))  # type: ignore[misc]
+    assert deadline.passed() is passed

@@ -125,6 +125,7 @@ class Target:
             stays float32.
         longest_attention: positions up to which attention in 8 bits is one kernel; 0 where that is
             not known.
+        vector_weights: weights from which on a product of few rows gains by 8 bits.
         wide: op_type -> why it stays float32 where what stays float has 16 bits.
         opset: default-domain opset to upgrade to where every node can follow.
         rest_opsets: rest -> the opset that it needs, where that is another.
@@ -150,6 +151,7 @@ class Target:
     precision: str = INT8
     rests: tuple[str, ...] = ("fp32",)
     longest_attention: int = 0
+    vector_weights: int = 0
     wide: Mapping[str, str] = field(default_factory=dict)
     opset: int = 17
     rest_opsets: Mapping[str, int] = field(default_factory=dict)

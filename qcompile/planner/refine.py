@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import onnx_ir as oir
+
 from qcompile.build import Builder
 from qcompile.ir.errors import CalibrationError
 from qcompile.ir.plan import FLOAT
@@ -13,7 +15,7 @@ from qcompile.planner.race import Candidate, Race
 from qcompile.refit import refit_plan
 from qcompile.reporter import Reporter
 
-__all__ = ["refine"]
+__all__ = ["may_refit", "refine", "refitted"]
 
 GAIN_DB = 0.2
 """What a refit must gain on selection samples to be taken."""
@@ -55,9 +57,9 @@ def refine(
 
     Their latencies are those of the candidates they come from: only constants differ.
     """
-    effort = EFFORTS[job.options.effort]
-    if job.data.random or not job.options.uses("refit"):
+    if not may_refit(job):
         return []
+    effort = EFFORTS[job.options.effort]
     found: list[Candidate] = []
     # under a limit on accuracy or latency others than the best may be what is delivered
     by_worth = job.options.min_sqnr is None and job.options.max_latency is None
@@ -65,13 +67,20 @@ def refine(
     for count, candidate in enumerate(_promising(order, effort.candidates)):
         if count and by_worth and not _may_win(candidate, most + MORE_DB, best):
             continue
-        better = _refitted(job, builder, race, candidate, effort, count)
+        portable = candidate.build.portable
+        better = refitted(job, builder, race, candidate, portable, f"refit{count}")
         reporter.advance(count + 1, effort.candidates)
         if better is not None:
             found.append(better)
             most = max(most, (better.sqnr_db or 0.0) - (candidate.sqnr_db or 0.0))
             best = max(best, better.worth())
     return found
+
+
+def may_refit(job: Job) -> bool:
+    """Whether plans of a job are refitted at all."""
+    wanted = job.options.uses("refit") and EFFORTS[job.options.effort].candidates > 0
+    return wanted and not job.data.random
 
 
 def _may_win(candidate: Candidate, gain_db: float, best: float) -> bool:
@@ -104,20 +113,35 @@ def _alike(one: Candidate, other: Candidate) -> bool:
     return abs(ratio - 1.0) < SAME_SPEED and apart < SAME_DB
 
 
-def _refitted(
-    job: Job, builder: Builder, race: Race, candidate: Candidate, effort: _Effort, count: int
+def refitted(
+    job: Job,
+    builder: Builder,
+    race: Race,
+    candidate: Candidate,
+    portable: oir.Model,
+    folder: str,
 ) -> Candidate | None:
+    """The candidate's plan with refitted numbers; None where that gains nothing.
+
+    Args:
+        job: model, data, options.
+        builder: what built the candidate.
+        race: judges it.
+        candidate: a plan, built.
+        portable: its Q/DQ model, to be run node by node.
+        folder: a name of its own in the work folder.
+    """
     plan = candidate.build.plan
     if candidate.refused or candidate.sqnr_db is None:
         return None
     if all(choice.precision == FLOAT for choice in plan.layers):
         return None
-    options = job.options
+    options, effort = job.options, EFFORTS[job.options.effort]
     feeds, judges = job.data.teaching(effort.samples)
     try:
         learned = refit_plan(
             builder.model,
-            candidate.build.portable,
+            portable,
             builder.target,
             builder.ranges,
             plan,
@@ -134,9 +158,9 @@ def _refitted(
         )
     except CalibrationError:
         return None
-    folder = job.work / f"refit{count}"
-    folder.mkdir(exist_ok=True)
-    trial = replace(builder, learned=learned, work=folder, _made={})
+    work = job.work / folder
+    work.mkdir(exist_ok=True)
+    trial = replace(builder, learned=learned, work=work, _made={})
     judged = replace(race, builder=trial).accuracy(f"{candidate.name}, refitted", plan)
     if judged.refused or (judged.sqnr_db or 0.0) < candidate.sqnr_db + GAIN_DB:
         return None

@@ -1,0 +1,113 @@
+"""Plans for a target whose runtime is not here: as much in 8 bits as keeps the accuracy, then refitted.
+
+All that can be integer is refitted first: what that wins back need not go back to float. Where it does
+not suffice, groups of layers do (``by_groups``), and the plan that they leave is refitted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from qcompile.ir.manager import CompileState
+from qcompile.ir.plan import INT8, PrecisionPlan
+from qcompile.job import Job
+from qcompile.learning import Learned
+from qcompile.planner.attention import find_attention, kept_whole
+from qcompile.planner.by_groups import Tried, accurate_plan
+from qcompile.planner.default import without_ends
+from qcompile.planner.race import Candidate, Race, open_race
+from qcompile.planner.refine import may_refit, refitted
+from qcompile.planner.search import needed_db
+from qcompile.portable_build import PortableBuilder
+
+__all__ = ["plans_for_device"]
+
+EVERYTHING = "all that can be integer"
+
+
+def plans_for_device(
+    job: Job, builder: PortableBuilder, start: PrecisionPlan, *, replay: bool
+) -> tuple[list[Tried], PortableBuilder]:
+    """Plans that were tried, the last one to be taken, and what builds that one.
+
+    Args:
+        job: model, data, options.
+        builder: builds plans.
+        start: everything integer that can be, with the user's pins.
+        replay: take ``start`` as it is (``--locked``).
+    """
+    race = open_race(job, builder)
+    first = race.accuracy(EVERYTHING, start)
+    if replay:
+        return [Tried("replayed from the lock", start, first.sqnr_db)], builder
+    found = _Found(job, builder, race, needed_db(job))
+    found.add(first)
+    if not found.enough():
+        _give_up_layers(found, start)
+    taken = found.taken()
+    return found.tried, taken
+
+
+@dataclass
+class _Found:
+    """What was tried, each plan followed by its refit."""
+
+    job: Job
+    builder: PortableBuilder
+    race: Race
+    needed_db: float
+    tried: list[Tried] = field(default_factory=list)
+    learned: dict[str, Learned] = field(default_factory=dict)
+
+    def add(self, candidate: Candidate) -> None:
+        """A plan that was judged, and the same with refitted numbers where they are better."""
+        plan = candidate.build.plan
+        self.tried.append(Tried(candidate.name, plan, candidate.sqnr_db))
+        if not may_refit(self.job) or self.builder.target.precision != INT8:
+            return
+        better = refitted(
+            self.job,
+            self.builder,
+            self.race,
+            candidate,
+            self.builder.rehearsal(plan),
+            f"refit{len(self.tried)}",
+        )
+        if better is not None:
+            self.tried.append(Tried(better.name, plan, better.sqnr_db))
+            self.learned[better.name] = better.build.learned
+
+    def enough(self) -> bool:
+        """Whether a plan keeps the limit, or there is nothing to compare."""
+        return any(t.sqnr_db is None or t.sqnr_db >= self.needed_db for t in self.tried)
+
+    def taken(self) -> PortableBuilder:
+        """Put the most accurate of the last plan's forms last; what builds it.
+
+        Where no plan keeps the limit, it is the most accurate of all.
+        """
+        last = self.tried[-1].plan
+        able = [t for t in self.tried if t.plan == last] if self.enough() else self.tried
+        best = max(able, key=lambda t: float("inf") if t.sqnr_db is None else t.sqnr_db)
+        self.tried = [*(t for t in self.tried if t is not best), best]
+        learned = self.learned.get(best.name)
+        return self.builder if learned is None else replace(self.builder, learned=learned, _made={})
+
+
+def _give_up_layers(found: _Found, start: PrecisionPlan) -> None:
+    """Plans with layers in float, the last of them refitted."""
+    job, race = found.job, found.race
+    compute = frozenset(s.origin for s in job.prepared.sites if s.role == "compute")
+    state = CompileState(job.prepared.model, job.prepared.target)
+    attentions = find_attention(job.prepared.model.graph)
+
+    def settle(plan: PrecisionPlan) -> PrecisionPlan:
+        return without_ends(kept_whole(plan, attentions), state)
+
+    def measure(plan: PrecisionPlan) -> float | None:
+        return race.accuracy("", plan).sqnr_db
+
+    mixed = accurate_plan(start, compute, found.needed_db, measure, settle)[1:]
+    if mixed:
+        found.tried += mixed[:-1]
+        found.add(race.accuracy(mixed[-1].name, mixed[-1].plan))
