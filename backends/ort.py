@@ -7,7 +7,7 @@ import importlib.metadata
 import importlib.util
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as oir
 
+from qcompile.ir.cache import CachePair, from_integers, read_pairs, to_integers
 from qcompile.ir.errors import BackendMissingError, ModelError
 
 __all__ = [
@@ -138,16 +139,23 @@ class Port:
 class Session:
     """An opened model: feeds in, named outputs out.
 
+    A cache of keys and values in 8 bits is float at this face, so that it compares with the float model and
+    can be rolled back in (which loses nothing: the same integers come out). ``raw`` has it as it is.
+
     Attributes:
         raw: the ``onnxruntime.InferenceSession``.
         inputs: in the model's order.
         outputs: in the model's order.
+        cache: what is float at this face alone.
     """
 
     def __init__(self, raw: Any) -> None:
         self.raw = raw
-        self.inputs: tuple[Port, ...] = _ports(raw.get_inputs())
-        self.outputs: tuple[Port, ...] = _ports(raw.get_outputs())
+        self.cache: tuple[CachePair, ...] = read_pairs(raw.get_modelmeta().custom_metadata_map)
+        self._past = {pair.past: pair.scale for pair in self.cache}
+        self._present = {pair.present: pair.scale for pair in self.cache}
+        self.inputs: tuple[Port, ...] = _ports(raw.get_inputs(), self._past)
+        self.outputs: tuple[Port, ...] = _ports(raw.get_outputs(), self._present)
         self._names = [port.name for port in self.outputs]
 
     def run(self, feed: Feed, outputs: Sequence[str] | None = None) -> dict[str, Any]:
@@ -156,6 +164,17 @@ class Session:
         Raises:
             ModelError: ONNX Runtime refused the feed or failed inside a node, which is named.
         """
+        found = self.run_raw(self.given(feed), outputs)
+        for name in found.keys() & self._present.keys():
+            found[name] = from_integers(found[name], self._present[name])
+        return found
+
+    def run_raw(self, feed: Feed, outputs: Sequence[str] | None = None) -> dict[str, Any]:
+        """The same without the face: types as the file has them.
+
+        Raises:
+            ModelError: as ``run``.
+        """
         names = self._names if outputs is None else list(outputs)
         try:
             values = self.raw.run(names, dict(feed))
@@ -163,13 +182,22 @@ class Session:
             raise ModelError(f"ONNX Runtime failed while running the model: {one_line(e)}") from e
         return dict(zip(names, values, strict=True))
 
+    def given(self, feed: Feed) -> dict[str, Any]:
+        """A feed as the file wants it: caches in integers, where they are not already."""
+        found = dict(feed)
+        for name in found.keys() & self._past.keys():
+            if np.asarray(found[name]).dtype != np.int8:
+                found[name] = to_integers(found[name], self._past[name])
+        return found
+
     def end_profiling(self) -> Path:
         """Stop profiling; the path of the trace that was written."""
         return Path(self.raw.end_profiling())
 
 
-def _ports(raw: Sequence[Any]) -> tuple[Port, ...]:
-    return tuple(Port(r.name, r.type, tuple(r.shape or ())) for r in raw)
+def _ports(raw: Sequence[Any], cached: Mapping[str, Any]) -> tuple[Port, ...]:
+    found = (Port(r.name, r.type, tuple(r.shape or ())) for r in raw)
+    return tuple(replace(p, type="tensor(float)") if p.name in cached else p for p in found)
 
 
 def open_session(

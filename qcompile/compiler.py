@@ -13,6 +13,7 @@ from qcompile.attempts import pass_gate
 from qcompile.backends.ort import check_runtime
 from qcompile.backends.tables import get_target
 from qcompile.build import Builder
+from qcompile.cache_scales import check_target
 from qcompile.checkpoint import progress_folder, tell_matrices
 from qcompile.even_out import even_out
 from qcompile.finish import deliver
@@ -69,6 +70,8 @@ def compile_with(source: Any, options: Options, reporter: Reporter | None = None
     stages = Stages(reporter or Silent())
     options = carried_options(options)
     target = get_target(options.target, options.device).with_rest(options.rest)
+    if options.kv_cache != "float":
+        check_target(target)
     keep, output = _output(source, options)
     writable(output, options.force)
     # what a session still maps cannot be removed on Windows; that is no reason to fail

@@ -31,8 +31,9 @@ def write_deploy(folder: Path, model: Path, feeds: Sequence[Feed]) -> None:
         if source.suffix in (".py", ".cc", ".md") and source.name not in ELSEWHERE:
             shutil.copyfile(source, folder / source.name)
     session = open_session(model)
-    save_samples(folder / "sample_in.npz", feeds)
-    save_samples(folder / "sample_out.npz", [session.run(feed) for feed in feeds])
+    own = [session.given(feed) for feed in feeds]
+    save_samples(folder / "sample_in.npz", own)
+    save_samples(folder / "sample_out.npz", [session.run_raw(feed) for feed in own])
 
 
 def save_samples(path: Path, feeds: Sequence[Mapping[str, Any]]) -> None:

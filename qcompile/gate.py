@@ -17,7 +17,7 @@ from qcompile.backends.ort import AS_WRITTEN, CPU, Session, open_session
 from qcompile.batch_check import BATCH, check_batch
 from qcompile.compare import OutputComparison, OutputResult, compare_outputs
 from qcompile.gate_alone import latency_checks, opens_alone, shapes_text, speed_alone, told_apart
-from qcompile.interface import at_batch, interface_faults, shape_extremes
+from qcompile.interface import at_batch, interface_faults, same_interface, shape_extremes
 from qcompile.ir.errors import CalibrationError, ModelError, OptionError
 from qcompile.limits import (
     Limits,
@@ -243,7 +243,7 @@ class _Gate:
             wrong += interface_faults("output", *outputs, ranks)
         self.checks.extend(Check("interface", FAIL, text, where=name) for name, text in wrong)
         if not wrong:
-            self.checks.append(Check("interface", PASS, "same inputs and outputs as float"))
+            self.checks.append(Check("interface", PASS, same_interface(self.artifact_session)))
         return not wrong
 
     def accuracy(self, names: Sequence[str], slices: Mapping[str, str]) -> None:

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from qcompile.backends.ort import Port
+from qcompile.backends.ort import Port, Session
 
-__all__ = ["at_batch", "interface_faults", "is_repeated", "shape_extremes"]
+__all__ = ["at_batch", "interface_faults", "is_repeated", "same_interface", "shape_extremes"]
 
 Feed = Mapping[str, Any]
 
@@ -55,6 +55,15 @@ def interface_faults(
     else:
         wrong.extend((name, f"{kind} '{name}' is new, callers do not give it") for name in have)
     return wrong
+
+
+def same_interface(artifact: Session) -> str:
+    """What is said of an artifact without a fault: a cache in 8 bits differs on purpose."""
+    text = "same inputs and outputs as float"
+    if not artifact.cache:
+        return text
+    names = f"{artifact.cache[0].past} to {artifact.cache[-1].past}"
+    return f"{text}, but the cache is int8 ({len(artifact.cache)} inputs, {names}; scales in its metadata)"
 
 
 def _frozen(wanted: Port, found: Port) -> list[tuple[str, str]]:

@@ -19,11 +19,20 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-__all__ = ["ALGORITHMS", "EFFORTS", "REQUIREMENTS", "Options", "make_options", "read_toml"]
+__all__ = [
+    "ALGORITHMS",
+    "CACHES",
+    "EFFORTS",
+    "REQUIREMENTS",
+    "Options",
+    "make_options",
+    "read_toml",
+]
 
 EFFORTS = ("fast", "default", "max")
 METHODS = ("auto", "minmax", "percentile", "entropy", "mse")
 ALGORITHMS = ("auto", "rtn", "hqq", "awq", "gptq", "descent")
+CACHES = ("float", "int8")
 REQUIREMENTS = ("real-data", "realised", "measured", "conclusive")
 
 
@@ -81,6 +90,7 @@ class Options:
         algorithm: how weights are rounded where activations stay float.
         bits: of these weights; None = the target's.
         block: of them that share a scale; None = the target's.
+        kv_cache: how a decoder keeps keys and values, "float" or "int8"; weight-only targets.
         show: how the report reads outputs of the worst samples, see ``qcompile.report_data.show``.
         best_effort: when nothing quantized passes the gate, deliver the fused float model.
     """
@@ -136,6 +146,7 @@ class Options:
     algorithm: str = "auto"
     bits: int | None = None
     block: int | None = None
+    kv_cache: str = "float"
 
     def uses(self, technique: str) -> bool:
         """Whether a technique is switched on; ``--disable`` knows them by name too."""
@@ -159,6 +170,7 @@ _CHOICES: dict[str, Sequence[str]] = {
     "metric_direction": ("max", "min"),
     "rest": ("fp16", "bf16", "fp32"),
     "algorithm": ALGORITHMS,
+    "kv_cache": CACHES,
 }
 
 

@@ -22,7 +22,7 @@ from qcompile.data.inputs import InputSpec, is_cache
 from qcompile.data.text import token_feed, token_input
 from qcompile.ir.errors import ModelError, OptionError
 
-__all__ = ["STEPS", "Rollout", "StepResult", "find_rollout", "roll"]
+__all__ = ["STEPS", "Rollout", "StepResult", "carrying", "find_rollout", "roll"]
 
 Feed = Mapping[str, Any]
 
@@ -197,7 +197,7 @@ def roll(
     compared: list[dict[str, OutputComparison]] = [{} for _ in range(rollout.steps)]
     starts = sorted({i * len(feeds) // SEQUENCES for i in range(SEQUENCES)})
     began = time.perf_counter()
-    run_float, run_artifact = _carrying(float_session, rollout), _carrying(artifact, rollout)
+    run_float, run_artifact = carrying(float_session, rollout), carrying(artifact, rollout)
     for number, start in enumerate(starts):
         if number and time.perf_counter() - began > SECONDS:
             break
@@ -223,7 +223,7 @@ def _row(step: int, one: OutputResult, rollout: Rollout) -> StepResult:
     return StepResult(step, one.name, one.name in rollout.state, None if one.zero else one.sqnr_db)
 
 
-def _carrying(session: Session, rollout: Rollout) -> Callable[[int, Feed], dict[str, Any]]:
+def carrying(session: Session, rollout: Rollout) -> Callable[[int, Feed], dict[str, Any]]:
     """Runs step after step; step 0 starts with the sample's own state."""
     state: dict[str, Any] = {}
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from qcompile.backends.ort import Session
+from qcompile.cache_scales import STEPS as CACHE_STEPS
 from qcompile.data.inputs import Feed
 from qcompile.data.sources import FeedSet
 from qcompile.ir.errors import ModelError
@@ -25,7 +26,8 @@ def with_state(job: Job) -> Job:
     """
     session = job.open_reference()
     options = job.options
-    rollout = find_rollout(session.inputs, session.outputs, options.state, options.steps)
+    steps = options.steps or (CACHE_STEPS if options.kv_cache == "int8" else None)
+    rollout = find_rollout(session.inputs, session.outputs, options.state, steps)
     if rollout is None:
         return job
     rollout = rollout.of_decoder(job.prepared.inputs)

@@ -4,19 +4,29 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
+import onnx_ir as oir
 
 from qcompile.artifact import MODEL, PORTABLE, Artifact, open_artifact
 from qcompile.backends.ort import AS_WRITTEN, Session, open_session
-from qcompile.data.inputs import Feed
+from qcompile.data.inputs import Feed, InputSpec, input_specs
+from qcompile.ir.cache import from_integers, read_pairs
 from qcompile.ir.errors import ModelError, OutputError
 from qcompile.ir.read import open_source, parse
 
-__all__ = ["AS_WRITTEN", "Subject", "find_float_model", "open_subject", "stored_samples"]
+__all__ = [
+    "AS_WRITTEN",
+    "Subject",
+    "find_float_model",
+    "open_specs",
+    "open_subject",
+    "stored_samples",
+]
 
 REJECTED = "rejected"
 
@@ -97,7 +107,10 @@ def open_subject(path: Path) -> Subject:
 
 
 def stored_samples(folder: Path, name: str = "sample_in.npz") -> list[Feed]:
-    """The samples in an artifact's ``deploy/``; none where there is no such file."""
+    """The samples in an artifact's ``deploy/``; none where there is no such file.
+
+    A cache in 8 bits becomes float, as a ``Session`` has it.
+    """
     path = folder / "deploy" / name
     if not path.is_file():
         return []
@@ -105,9 +118,34 @@ def stored_samples(folder: Path, name: str = "sample_in.npz") -> list[Feed]:
         with np.load(path, allow_pickle=False) as stored:
             names = json.loads(bytes(stored["names"]).decode())
             count = int(stored["count"])
-            return [{n: stored[f"{i}_{j}"] for j, n in enumerate(names)} for i in range(count)]
+            found = [{n: stored[f"{i}_{j}"] for j, n in enumerate(names)} for i in range(count)]
     except (OSError, ValueError, KeyError, EOFError) as e:
         raise OutputError(f"'{path}' cannot be read ({e}); compile again") from e
+    if not any(array.dtype == np.int8 for feed in found for array in feed.values()):
+        return found
+    scales = _cache_scales(folder / MODEL)
+    return [
+        {n: from_integers(a, scales[n]) if n in scales else a for n, a in feed.items()}
+        for feed in found
+    ]
+
+
+def open_specs(model: Path) -> tuple[InputSpec, ...]:
+    """What a session of ours must be fed; a cache in 8 bits is float there."""
+    loaded = oir.load(model)
+    cached = {pair.past for pair in read_pairs(loaded.metadata_props)}
+    return tuple(
+        replace(spec, dtype="float32") if spec.name in cached else spec
+        for spec in input_specs(loaded)
+    )
+
+
+def _cache_scales(model: Path) -> dict[str, npt.NDArray[np.float32]]:
+    """Scales of caches in 8 bits, by the names of inputs and outputs."""
+    if not model.is_file():
+        return {}
+    pairs = read_pairs(oir.load(model).metadata_props)
+    return {name: pair.scale for pair in pairs for name in (pair.past, pair.present)}
 
 
 def find_float_model(

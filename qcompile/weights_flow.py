@@ -19,9 +19,11 @@ import onnx_ir as oir
 
 from qcompile.backends.ort import AS_WRITTEN
 from qcompile.backends.ort_bits import has_bits
+from qcompile.backends.ort_cache import store_cache
 from qcompile.backends.ort_nbits import Stored, lower_weights
 from qcompile.backends.trt_weights import lower_to_dequantize
 from qcompile.balance_inputs import fold_columns
+from qcompile.cache_scales import Cache, find_cache
 from qcompile.checkpoint import Checkpoint, progress_folder
 from qcompile.disturbance import disturbances, divergence, relative_error
 from qcompile.finish import deliver
@@ -119,12 +121,14 @@ class Compressed:
         algorithm: how weights were rounded.
         notes: matrices that were left alone, and why.
         generation: how it generates, for language models.
+        cache: scales of a cache in 8 bits; None where it stays float.
     """
 
     tried: tuple[Tried, ...]
     algorithm: str
     notes: tuple[Note, ...]
     generation: Generation | None
+    cache: Cache | None = None
 
     @property
     def taken(self) -> Tried:
@@ -166,6 +170,10 @@ def compile_weights(
     algorithm = _algorithm(job, form, bits)
     wanted = None if lock is None else able(follow_plan(matched, options, lock.plan))
     language = _language(job)
+    cache: Cache | None = None
+    if options.kv_cache == "int8":
+        with stages("calibrate the cache"):
+            cache = find_cache(job)
     with stages("round weights"):
         checkpoint = Checkpoint(
             job.work / "rounded" if keep is not None else progress_folder(output),
@@ -185,6 +193,8 @@ def compile_weights(
         with stages("lower"):
             path = job.work / f"weights{len(tried)}.onnx"
             model = lower(job.prepared.model, rounded, form)
+            if cache is not None:
+                cache = replace(cache, ways=store_cache(model, cache.pairs))
             if engine:
                 records = save_for_engine(job, model, peaks, path)
             else:
@@ -212,7 +222,7 @@ def compile_weights(
         return result
     with stages("gate"):
         generation = _generation(job, tried[-1], language)
-    made = Compressed(tuple(tried), algorithm, tuple(notes), generation)
+    made = Compressed(tuple(tried), algorithm, tuple(notes), generation, cache)
     result = deliver(
         job,
         lock,
@@ -327,7 +337,8 @@ def _judge(job: Job, path: Path, language: Language | None) -> GateResult:
     if engine:
         limits = replace(limits, max_latency_ms=None)
     if metric is None and language is not None and options.tokenizer is not None:
-        metric = perplexity_metric(list(data.held), language)
+        behind = job.rollout if options.kv_cache == "int8" else None
+        metric = perplexity_metric(list(data.held), language, behind)
         limits = replace(limits, max_drop=options.max_drop or PERPLEXITY_DROP)
     return judge(
         job.float_path,

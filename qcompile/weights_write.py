@@ -73,6 +73,7 @@ def write_weights(
         "integer_mac_share": share,
         "matrices": matrix_rows(made),
         "language": made.generation,
+        "cache": None if made.cache is None else made.cache.to_dict(),
     }
     data |= _details(job, made)
     return finish(folder, data, stages), outcome.exit_code

@@ -112,12 +112,13 @@ def _time(job: Mapping[str, Any], emit: Emit) -> dict[str, Any]:
     def open_one(name: str) -> Callable[[int], Any]:
         try:
             session = _open(job, job["models"][name])
-            session.run(feeds[0])
+            own = [session.given(feed) for feed in feeds]
+            session.run_raw(own[0])
         except QCompileError as e:
             e.model = name  # type: ignore[attr-defined]
             raise
         run = session.raw.run
-        return lambda index: run(None, feeds[index])
+        return lambda index: run(None, own[index])
 
     gc.collect()
     gc.disable()
@@ -152,6 +153,7 @@ def _serve(job: Mapping[str, Any], emit: Emit) -> dict[str, Any]:
 
     feeds = _feeds(job["feeds"])
     session = _open(job, job["model"])
+    feeds = [session.given(feed) for feed in feeds]
 
     def run(index: int) -> Any:
         return session.raw.run(None, feeds[index % len(feeds)])

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import onnx
@@ -14,12 +16,25 @@ import pytest
 
 import qcompile
 from qcompile.backends.ort import max_opset, open_session
+from qcompile.cache_scales import _peak
 from qcompile.data.inputs import input_specs
 from qcompile.data.text import token_feed
+from qcompile.decoding import Reading
+from qcompile.ir.errors import OptionError
 from qcompile.ir.load import load_model
+from qcompile.recheck import recheck
 from qcompile.rollout import Rollout, find_rollout
+from qcompile.subject import open_subject, stored_samples
 
 VOCABULARY, LENGTH = 1024, 20
+
+CACHED: dict[str, Any] = {
+    "target": "ort-int8-weights",
+    "kv_cache": "int8",
+    "min_speedup": 1e-6,
+    "gate_time": "0.1s",
+    "threads": 1,
+}
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +60,7 @@ def tiny(forms: ModuleType, form: str) -> onnx.ModelProto:
     for i in range(2):
         weights |= {f"{i}.{k}": rng.standard_normal(s) / s[0] ** 0.5 for k, s in shapes.items()}
         weights |= {f"{i}.{k}_norm": rng.uniform(0.5, 1.5, 64) for k in ("input", "mlp")}
-    config = forms.Config(2, 4, 2, 16, 64, longest=64)
+    config = forms.Config(2, 4, 2, 16, 64, longest=128)
     made: onnx.ModelProto = forms.build(config, lambda n: weights[n].astype(np.float32), form)
     return made
 
@@ -113,3 +128,91 @@ def test_states_that_do_not_grow_are_rolled_as_they_were(forms: ModuleType) -> N
     found = Rollout({"hn": "h"})
     assert found.of_decoder(specs).decoder == ()
     assert found.feed(3, {"x": 1, "h": 0}, {"h": 2}) == {"x": 1, "h": 2}
+
+
+def read_behind_it(model: onnx.ModelProto, path: Path, form: str) -> None:
+    """Read in parts, later tokens see what was rounded; in one call opset 23's attention does not."""
+    session, sample = open_session(path), samples(model, 6)[0]
+    found = find_rollout(session.inputs, session.outputs)
+    assert found is not None
+    rollout = found.of_decoder(input_specs(load_model(model).model))
+    whole = Reading("input_ids", "logits").read(session.run, sample)
+    read = Reading("input_ids", "logits", rollout, part=8).read(session.run, sample)
+    noise, signal = float(np.square(read - whole).mean()), float(np.square(whole).mean())
+    if form == "opset23":
+        np.testing.assert_allclose(read[:, :8], whole[:, :8], rtol=1e-3, atol=1e-3)
+        assert 1e-7 < noise / signal < 1e-2
+    else:
+        assert noise / signal < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("form", "way"),
+    [
+        ("plain", "rounded in front of Concat"),
+        ("contrib", "inside GroupQueryAttention"),
+        ("opset23", "new rows rounded behind Attention"),
+    ],
+)
+def test_a_cache_in_8_bits_is_judged_and_recorded(
+    forms: ModuleType, form: str, way: str, tmp_path: Path
+) -> None:
+    model = tiny(forms, form)
+    out = tmp_path / "out"
+    qcompile.compile(model, output=out, calibration=samples(model, 6), **CACHED).check()
+    report = json.loads((out / "report.json").read_text())
+    assert report["cache"]["stored"] == {way: 4}
+    assert report["cache"]["token_bytes"] == [4 * 4 * 32, 4 * 32]
+    assert [len(t["scale"]) for t in report["cache"]["tensors"]] == [32] * 4
+    said = next(c["text"] for c in report["gate"]["checks"] if c["name"] == "interface")
+    assert "the cache is int8 (4 inputs, past_key_values.0.key to" in said
+    made = onnx.load(out / "model.onnx", load_external_data=False)
+    kinds = {i.name: i.type.tensor_type.elem_type for i in made.graph.input}
+    assert {k for k, v in kinds.items() if v == onnx.TensorProto.INT8} == {
+        f"past_key_values.{i}.{part}" for i in range(2) for part in ("key", "value")
+    }
+    steps = [row for row in report["gate"]["steps"] if row["output"] == "logits"]
+    assert [row["step"] for row in steps] == [1, 32, 64]
+    assert all(row["sqnr_db"] > 20 for row in steps)
+    decoding = report["language"]["decoding"]
+    assert decoding["cache_bytes"] == [LENGTH * 512, LENGTH * 128]
+    assert decoding["next_tokens"]["agreement"] > 0.8
+    run = [sys.executable, "-I", str(out / "deploy" / "run.py"), "--time", "0.01", "--threads", "1"]
+    done = subprocess.run(run, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    read_behind_it(model, out / "model.onnx", form)
+    feeds = stored_samples(out)
+    assert feeds[0]["past_key_values.0.key"].dtype == np.float32
+    onnx.save(model, tmp_path / "float.onnx")
+    again = recheck(open_subject(out), tmp_path / "float.onnx", gate_time=0.1)
+    assert {c.state for c in again.checks if c.name == "outputs"} == {"pass"}
+    assert not [c.text for c in again.checks if c.state == "fail" and c.name != "speed"]
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [("ort-int8", "weight-only targets, not to ort-int8"), ("ort-int4", "has no cache of keys")],
+)
+def test_a_cache_that_is_not_there_is_refused(
+    forms: ModuleType, target: str, message: str, tmp_path: Path
+) -> None:
+    text = """<ir_version: 8, opset_import: ["" : 17]>
+    g (float[n, 64] x) => (float[n, 64] y) { y = MatMul (x, w) }"""
+    model = onnx.parser.parse_model(text)
+    weight = np.ones((64, 64), np.float32)
+    model.graph.initializer.append(onnx.numpy_helper.from_array(weight, "w"))
+    feeds = [{"x": np.ones((1, 64), np.float32)}] * 4
+    with pytest.raises(OptionError, match=message):
+        qcompile.compile(
+            model, target=target, calibration=feeds, kv_cache="int8", output=tmp_path / "out"
+        )
+
+
+def test_keys_of_positions_not_seen_have_the_scale_of_those_that_were() -> None:
+    angle = np.linspace(0, 0.3, 9)[:, None]
+    turned = np.concatenate([np.cos(angle), np.sin(angle)], -1).reshape(1, 1, 9, 2)
+    seen = _peak(turned, turned=True, neighbours=False)
+    np.testing.assert_allclose(seen.ravel(), [1, 1])
+    np.testing.assert_allclose(_peak(turned, turned=True, neighbours=True), seen)
+    still = _peak(turned, turned=False, neighbours=False)
+    np.testing.assert_allclose(still.ravel(), [1, np.sin(0.3)])

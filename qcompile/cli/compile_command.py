@@ -10,7 +10,15 @@ import click
 from qcompile.cli.flags import SETTINGS, verbosity_flags
 from qcompile.cli.names import DEVICE, TARGET
 from qcompile.cli.output import FORMATS, Progress, write_outcome
-from qcompile.options import ALGORITHMS, EFFORTS, METHODS, REQUIREMENTS, make_options, read_toml
+from qcompile.options import (
+    ALGORITHMS,
+    CACHES,
+    EFFORTS,
+    METHODS,
+    REQUIREMENTS,
+    make_options,
+    read_toml,
+)
 from qcompile.techniques import TECHNIQUES
 
 __all__ = ["command"]
@@ -131,6 +139,11 @@ __all__ = ["command"]
 )
 @click.option("--bits", type=int, help="Weight-only targets: bits of a weight, 2, 3, 4 or 8.")
 @click.option("--block", type=int, help="Weight-only targets: weights that share a scale.")
+@click.option(
+    "--kv-cache",
+    type=click.Choice(CACHES),
+    help="Weight-only targets: how a decoder keeps keys and values [float].",
+)
 @click.option(
     "--config", type=click.Path(path_type=Path), help="Read options from this qcompile.toml."
 )

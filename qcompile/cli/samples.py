@@ -5,11 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import onnx_ir as oir
-
-from qcompile.data.inputs import input_specs
 from qcompile.data.sources import FeedSet, open_feeds
-from qcompile.subject import Subject, stored_samples
+from qcompile.subject import Subject, open_specs, stored_samples
 
 __all__ = ["find_samples"]
 
@@ -25,7 +22,7 @@ def find_samples(
     Raises:
         CalibrationError: data that do not fit.
     """
-    specs = input_specs(oir.load(subjects[0].model))
+    specs = open_specs(subjects[0].model)
     source: object = calibration
     described = None
     if calibration is None:

@@ -93,7 +93,15 @@ def test_a_language_model_s_page_tells_of_its_matrices_and_generation() -> None:
     assert "gptq, blocks of 64" in page and "21.2" in page
     for text in ("30.20 → 30.90", "91.1% of next tokens alike", "53.5 → 161", "711 → 853"):
         assert text in page
-    assert "first 12 of 24 as float" in page
+    assert "12 of 24 tokens" in page
+    report["language"]["decoding"] |= {
+        "greedy_prompts": 6,
+        "next_tokens": {"steps": 64, "agreement": 0.953},
+        "cache_bytes": [5.9e6, 1.47e6],
+    }
+    page = render_page(report)
+    assert "mean of 6; reading the text itself 95.3% of 64 steps" in page
+    assert "5.9 → 1.47 MB" in page
     report["language"]["decoding"] = None
     assert "30.20 → 30.90" in render_page(report)
     assert make_payload(report)["nodes"]["weightDb"].count(21.25) == 1
