@@ -25,6 +25,7 @@ from pathlib import Path
 
 from qcompile.backends.tables import get_target
 from qcompile.build import Builder
+from qcompile.enough import Enough
 from qcompile.environment import describe_machine, describe_versions
 from qcompile.ir.plan import FLOAT, INT8, PrecisionPlan
 from qcompile.job import Job, gather
@@ -173,7 +174,7 @@ def rows_of(
         [typical_feed(job.data.selection())],
         threads=job.options.threads,
         budget_s=seconds * len(paths),
-        half_width=0.01,
+        enough=Enough(half_width=0.01),
     )
     base = costs.original_ns
     rows = []

@@ -47,6 +47,7 @@ from qcompile.backends.ort import open_session
 from qcompile.compare import OutputComparison, compare_outputs
 from qcompile.data.inputs import Feed, input_specs
 from qcompile.data.sources import open_feeds
+from qcompile.enough import Enough
 from qcompile.environment import describe_machine, describe_versions
 from qcompile.ir.errors import ModelError, QCompileError
 from qcompile.ir.load import load_model
@@ -203,7 +204,11 @@ def bench(case: Case, peers: dict[str, str], args: argparse.Namespace) -> list[R
         mark_kept(case, rows, args.max_drop)
         for threads in args.threads:
             timed = measure_many(
-                able, held, threads=threads, budget_s=args.seconds * len(able), half_width=0.01
+                able,
+                held,
+                threads=threads,
+                budget_s=args.seconds * len(able),
+                enough=Enough(half_width=0.01),
             )
             for tool, one in timed.models.items():
                 rows[tool].ms[threads] = one.p50_ms

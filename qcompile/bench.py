@@ -12,6 +12,7 @@ from typing import Any
 from qcompile.backends.ort import open_session
 from qcompile.child import run_child, stored_feeds
 from qcompile.energy_meter import Energy
+from qcompile.enough import Enough
 from qcompile.interface import at_batch
 from qcompile.ir.errors import ModelError, OptionError
 from qcompile.measure import SpeedResult, measure_many
@@ -133,7 +134,7 @@ def bench(
         used,
         threads=threads,
         budget_s=seconds,
-        half_width=0.01,
+        enough=Enough(half_width=0.01),
         load=True,
         custom_ops=custom_ops,
         progress=lambda share: tell.advance(share, 1.0),

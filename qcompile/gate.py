@@ -28,6 +28,7 @@ from qcompile.limits import (
     output_notes,
     scores,
     speed_check,
+    timed_enough,
 )
 from qcompile.measure import LoadResult, SpeedResult, measure_load, measure_pair
 from qcompile.rollout import Rollout, StepResult, roll
@@ -381,6 +382,7 @@ class _Gate:
                     fused=fused,
                     threads=self.threads,
                     budget_s=budget_s,
+                    enough=timed_enough(self.limits),
                     custom_ops=self.custom_ops,
                     load=False,
                     provider=self.provider,

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from qcompile.compare import OutputResult, db
+from qcompile.enough import Enough
 from qcompile.interval import Interval
 from qcompile.ir.errors import OptionError
 from qcompile.units import Drop
@@ -22,9 +23,13 @@ __all__ = [
     "output_notes",
     "scores",
     "speed_check",
+    "timed_enough",
 ]
 
 Run = Callable[[Mapping[str, Any]], Mapping[str, Any]]
+
+CLEAR = 0.1
+"""A speed-up far from what is needed is known well enough to +-10 %; the report has its interval."""
 
 DEFAULT_DROP = Drop(0.01, relative=True)
 
@@ -165,6 +170,16 @@ def output_notes(output: OutputResult) -> list[str]:
             f"{output.max_abs_error:.3g} at a peak of {output.peak:.3g}"
         )
     return notes
+
+
+def timed_enough(limits: Limits) -> Enough:
+    """How closely latencies must be known: the nearer the speed-up is to its limit, the closer.
+
+    A limit in milliseconds is held against the latency itself, which is known as closely as it can be.
+    """
+    if limits.max_latency_ms is not None:
+        return Enough()
+    return Enough(loose=CLEAR, limit=limits.min_speedup, beside=("fused",))
 
 
 def speed_check(ratio: Interval, limit: float) -> Check:

@@ -11,11 +11,11 @@ import numpy as np
 
 from qcompile.backends.ort import CPU
 from qcompile.child import run_child, stored_feeds
+from qcompile.enough import Enough
 from qcompile.interval import Interval, median_interval
 from qcompile.ir.errors import ModelError
 
 __all__ = [
-    "HALF_WIDTH",
     "LoadResult",
     "ModelSpeed",
     "SpeedResult",
@@ -24,11 +24,7 @@ __all__ = [
     "measure_pair",
 ]
 
-HALF_WIDTH = 0.02
-"""A ratio known to +-2 % is known well enough to stop."""
-
-VAGUE = 0.04
-"""A ratio that is not even known to +-4 % after half of the budget is disturbed by something."""
+DEFAULT = Enough()
 
 TIMED_FEEDS = 8
 """Feeds of one shape used for timing, spread evenly over those given: more add no knowledge."""
@@ -147,8 +143,7 @@ def measure_many(
     *,
     threads: int | None = None,
     budget_s: float = 10.0,
-    half_width: float = HALF_WIDTH,
-    least: int = 6,
+    enough: Enough = DEFAULT,
     spinning: bool | None = None,
     custom_ops: Path | None = None,
     load: bool = False,
@@ -162,15 +157,14 @@ def measure_many(
         feeds: inputs; at most eight are used, or four shapes where they differ (the speedup is then
             the geometric mean over these).
         threads: threads inside an operator; None leaves ONNX Runtime's choice.
-        budget_s: time for the interleaved runs; they end earlier when every speedup is known to
-            ``half_width``.
-        half_width: 0.02 is +-2 %.
-        least: how many times all sessions are opened anew before the runs may end early.
+        budget_s: time for the interleaved runs; they end earlier when every speedup is known as
+            closely as is needed.
+        enough: how closely that is; +-2 % unless told.
         spinning: whether idle threads spin. None: as ONNX Runtime does by default (they spin), and
-            if the ratios stay vague for half of the budget, once more without. (Two cores shared
-            with other work, PP-OCRv4 recognition at two threads: 1.04 with an interval of 0.83 to
-            1.34 in 10 s spinning, 1.21 with 1.19 to 1.23 in 2 s without; on idle cores both ways
-            agree to 1 %.)
+            if half of the budget leaves the ratios vague, or will as it looks, once more without.
+            (Two cores shared with other work, PP-OCRv4 recognition at two threads: 1.04 with an
+            interval of 0.83 to 1.34 in 10 s spinning, 1.21 with 1.19 to 1.23 in 2 s without; on
+            idle cores both ways agree to 1 %.)
         custom_ops: library with custom operators.
         provider: what executes them.
         load: also open each model in a fresh process of its own, for load time and memory.
@@ -195,16 +189,16 @@ def measure_many(
             "models": {name: str(Path(path).resolve()) for name, path in paths.items()},
             "feeds": files,
             "together": together,
-            "half_width": half_width,
-            "least": least,
+            "enough": enough.to_dict(),
             **common,
         }
         # one thread has nobody to wait for, so there is nothing to retry
         retry = spinning is None and threads != 1
-        found = run_child({**job, "budget_s": budget_s / (2 if retry else 1)}, paths, progress)
-        if retry and _widest(found) > VAGUE:
+        budget = {"budget_s": budget_s / (2 if retry else 1), "give_up": retry}
+        found = run_child({**job, **budget}, paths, progress)
+        if retry and enough.vague(found["ratios"]):
             common["spinning"] = False
-            found = run_child({**job, **common, "budget_s": budget_s / 2}, paths, progress)
+            found = run_child({**job, **common, **budget, "give_up": False}, paths, progress)
     models = {}
     for name in paths:
         p50, p90, p99 = found["latency_ms"][name]
@@ -239,10 +233,6 @@ def _chosen(feeds: Sequence[Feed]) -> tuple[list[Feed], bool]:
     ordered = sorted(by_shape.values(), key=lambda f: sum(np.size(v) for v in f.values()))
     count = min(TIMED_SHAPES, len(ordered))
     return [ordered[round(i * (len(ordered) - 1) / (count - 1))] for i in range(count)], True
-
-
-def _widest(found: Mapping[str, Any]) -> float:
-    return max((median_interval(r).half_width for r in found["ratios"].values()), default=0.0)
 
 
 def measure_load(

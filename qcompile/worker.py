@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from qcompile.backends.ort import CPU, Session, open_session, runtime_version
-from qcompile.interval import median_interval
+from qcompile.enough import Enough
 from qcompile.ir.errors import QCompileError
 
 BLOCK_S = 0.02
@@ -128,8 +128,8 @@ def _time(job: Mapping[str, Any], emit: Emit) -> dict[str, Any]:
         feeds=len(feeds),
         together=job["together"],
         budget_s=job["budget_s"],
-        half_width=job["half_width"],
-        least=job["least"],
+        enough=Enough(**job["enough"]),
+        give_up=job["give_up"],
         progress=lambda share: emit({"progress": share, "of": 1.0}),
     )
     # a fast model has 100,000 runs: the parent needs only their percentiles
@@ -191,9 +191,9 @@ def interleave(
     feeds: int,
     together: bool,
     budget_s: float,
-    half_width: float,
+    enough: Enough,
     progress: Callable[[float], None],
-    least: int = 6,
+    give_up: bool = False,
     clock: Callable[[], int] = time.perf_counter_ns,
 ) -> dict[str, Any]:
     """Time models in turns, in groups of rounds with freshly opened sessions.
@@ -210,13 +210,14 @@ def interleave(
         together: a group takes all feeds (they differ in shape), else one, the next one's turn.
         budget_s: stop after this time, whatever is known by then; fewer than three groups, which
             decide nothing, may take four times as long.
-        half_width: stop when each ratio is known this closely (0.02 is +-2 %).
+        enough: says when the ratios are known, and which models need no more time.
         progress: told the share of the budget used, after each group.
-        least: groups before closely known ratios end it; below six an interval is Student's.
+        give_up: stop once it is seen that the budget will not do.
         clock: nanoseconds.
 
     Returns:
-        per name the nanoseconds of each run and the median of each group; ratios base / other.
+        per name the nanoseconds of each run and the median of each group; ratios base / other. A model
+        that was left out on the way has fewer groups than the others.
     """
     base = names[0]
     begin = clock()
@@ -224,17 +225,18 @@ def interleave(
     medians: dict[str, list[float]] = {name: [] for name in names}
     ratios: dict[str, list[float]] = {name: [] for name in names[1:]}
     groups = 0
+    active = list(names)
     while True:
-        order = list(names) if groups % 2 == 0 else list(reversed(names))
+        order = active if groups % 2 == 0 else active[::-1]
         start = clock()
         runs = {name: open_one(name) for name in order}
         opened = clock() - start
         taken = list(range(feeds)) if together else [groups % feeds]
-        logs: dict[str, list[float]] = {name: [] for name in names}
-        times: dict[str, list[float]] = {name: [] for name in names}
+        logs: dict[str, list[float]] = {name: [] for name in active}
+        times: dict[str, list[float]] = {name: [] for name in active}
         for feed in taken:
             blocks = _rounds(runs, order, feed, opened / len(taken), clock)
-            for name in names:
+            for name in active:
                 each = [float(np.median(block)) for block in blocks[name]]
                 times[name].append(float(np.median(each)))
                 pairs = zip(blocks[base], blocks[name], strict=True)
@@ -244,17 +246,18 @@ def interleave(
                 all_ns[name].extend(ns for block in blocks[name] for ns in block)
         runs.clear()
         groups += 1
-        for name in names:
+        for name in active:
             medians[name].append(float(np.mean(times[name])))
-        for name, values in ratios.items():
-            values.append(float(np.exp(np.mean(logs[name]))))
+        for name in active[1:]:
+            ratios[name].append(float(np.exp(np.mean(logs[name]))))
         elapsed = (clock() - begin) / 1e9
         progress(min(1.0, elapsed / budget_s))
-        known = groups >= least and all(
-            median_interval(values).half_width <= half_width for values in ratios.values()
-        )
+        behind = enough.behind(ratios)
+        active = [name for name in active if name not in behind]
+        open_ratios = {name: ratios[name] for name in active[1:]}
         over = elapsed >= budget_s and (groups >= 3 or elapsed >= 4 * budget_s)
-        if over or (known and ratios):
+        hopeless = give_up and enough.hopeless(open_ratios, elapsed, budget_s)
+        if over or hopeless or (open_ratios and enough.known(open_ratios)):
             break
     return {
         "runs_ns": all_ns,

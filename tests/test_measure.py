@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qcompile import measure
+from qcompile.enough import Enough
 from qcompile.interval import median_interval
 from qcompile.ir.errors import ModelError
 from qcompile.worker import interleave
@@ -99,7 +100,7 @@ def interleaved(clock: Clock, costs: dict[str, Callable[[int], int]], **options:
         clock.now += 5_000_000
         return clock.runner(costs[name])
 
-    defaults = {"feeds": 1, "together": False, "budget_s": 60.0, "half_width": 0.02}
+    defaults = {"feeds": 1, "together": False, "budget_s": 60.0, "enough": Enough()}
     given = {**defaults, **options}
     return interleave(list(costs), open_one, progress=lambda _: None, clock=clock, **given)
 
@@ -142,7 +143,7 @@ def test_noise_uses_the_budget() -> None:
         feeds=1,
         together=False,
         budget_s=3.0,
-        half_width=0.02,
+        enough=Enough(),
         progress=lambda _: None,
         clock=clock,
     )

@@ -11,6 +11,7 @@ from qcompile.backends.ort import AS_WRITTEN, open_session
 from qcompile.build import Build, Builder
 from qcompile.compare import OutputComparison, compare_outputs
 from qcompile.data.inputs import Feed
+from qcompile.enough import Enough
 from qcompile.ir.errors import ModelError
 from qcompile.ir.plan import PrecisionPlan
 from qcompile.job import Job
@@ -20,9 +21,8 @@ from qcompile.planner.clock import idle_ns, typical_feed
 __all__ = ["FLOAT_NAME", "Candidate", "Race", "open_race"]
 
 FLOAT_NAME = "float"
-WIDTH = 0.03
-GROUPS = 4
-"""Sessions opened anew at least; the gate, which reports what it finds, takes more."""
+CLOSE = Enough(half_width=0.03, loose=0.06, margin=3.0, least=4)
+"""How closely candidates are told apart; the gate, which reports what it finds, asks for more."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +84,7 @@ class Race:
         expected: its outputs for each of the feeds; run when not given, so that ``replace`` with
             another builder does not run the model again.
         clock: model file -> nanoseconds, of all that was timed.
+        spins: idle threads spin while candidates are timed, until that was seen to leave them vague.
     """
 
     builder: Builder
@@ -95,6 +96,7 @@ class Race:
     reference: Path | None = None
     expected: Sequence[Mapping[str, Any]] | None = field(default=None, repr=False)
     clock: dict[Path, float] = field(default_factory=dict, repr=False)
+    spins: bool = True
 
     def __post_init__(self) -> None:
         """Run the float model once."""
@@ -135,6 +137,8 @@ class Race:
         candidates: Sequence[Candidate],
         beside: Sequence[Path] = (),
         progress: Callable[[float], None] | None = None,
+        *,
+        by_worth: bool = True,
     ) -> list[Candidate]:
         """The candidates with their latencies; those that cannot run are left as they are.
 
@@ -144,6 +148,8 @@ class Race:
             candidates: what to time.
             beside: models to time with them, for ``clock`` alone.
             progress: told the share of the time that is over.
+            by_worth: the one of most worth is wanted, so that what is worth clearly less needs no
+                close figures.
         """
         able = {f"c{i}": c for i, c in enumerate(candidates) if not c.refused}
         if not able:
@@ -157,11 +163,18 @@ class Race:
             [typical_feed(self.feeds)],
             threads=self.threads,
             budget_s=self.seconds_each * len(paths),
-            half_width=WIDTH,
-            least=GROUPS,
+            enough=replace(
+                CLOSE,
+                worth={key: replace(c, speedup=1.0).worth() for key, c in able.items()},
+                beside=[key for key in paths if key not in able],
+            )
+            if by_worth
+            else replace(CLOSE, loose=None),
+            spinning=None if self.spins else False,
             custom_ops=self.custom_ops,
             progress=progress,
         )
+        self.spins = found.spinning
         self.clock = {**idle_ns(found, paths), **self.clock}
         timed: Mapping[str, Candidate] = {
             key: replace(c, ms=found.models[key].p50_ms, speedup=found.speedup(key).value)

@@ -101,7 +101,12 @@ def search(
     def judged(found: list[Candidate], beside: Sequence[Path] = ()) -> list[Candidate]:
         if not by_clock:
             return proposer.predict(found)
-        return race.time(found, beside, lambda share: reporter.advance(share, 1.0))
+        return race.time(
+            found,
+            beside,
+            lambda share: reporter.advance(share, 1.0),
+            by_worth=not _accuracy_is_open(job.options),
+        )
 
     beside = proposer.beside(candidates) if job.options.effort != "fast" else ()
     with watch("time candidates"):
@@ -164,16 +169,18 @@ def _ordered(
     good = [c for c in able if c.sqnr_db is None or c.sqnr_db >= needed]
     fast = [c for c in good if (c.speedup or 0.0) >= job.options.min_speedup]
     fast = [c for c in fast if not any(_excess(c, job.options))]
-    asked = job.options
-    accuracy_is_open = (
-        asked.max_latency is not None and asked.min_sqnr is None and asked.max_drop is None
-    )
-    first = sorted(fast, key=lambda c: (-_db(c) if accuracy_is_open else 0.0, -c.worth()))
+    by_accuracy = _accuracy_is_open(job.options)
+    first = sorted(fast, key=lambda c: (-_db(c) if by_accuracy else 0.0, -c.worth()))
     if strict:
         return tuple(first)
     rest = [c for c in able if c not in first]
     rest.sort(key=lambda c: (c not in good, *_excess(c, job.options), -(c.sqnr_db or 0.0)))
     return tuple(first + rest)
+
+
+def _accuracy_is_open(asked: Options) -> bool:
+    """Whether there is a limit on latency and none on accuracy."""
+    return asked.max_latency is not None and asked.min_sqnr is None and asked.max_drop is None
 
 
 def _db(candidate: Candidate) -> float:
