@@ -36,7 +36,7 @@ class Enough:
         loose: at most, where nothing does; None: as closely as everything else.
         limit: what ratios are held against, None where they are only reported.
         worth: name -> what its ratio counts, for candidates of which the best is wanted.
-        beside: names of which nothing hangs on.
+        beside: names on which nothing hangs; twice ``loose`` does for them.
         margin: how many half-widths a ratio must stay away from what it is held against.
         least: groups before a ratio that is known to ``half_width`` ends it; those that may be known
             less closely need three.
@@ -122,8 +122,8 @@ class Enough:
                 best = max(others, default=0.0)
                 if best > 0:
                     away = min(away, abs(math.log(worths[name] / best)))
-            need = away / self.margin
-            found[name] = min(max(need, self.half_width), max(loose, self.half_width))
+            need = min(max(away / self.margin, self.half_width), max(loose, self.half_width))
+            found[name] = 2 * need if name in self.beside else need
         return found
 
 
