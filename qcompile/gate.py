@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -333,16 +333,8 @@ class _Gate:
                 Check("metric", state, one.text, one.drop, one.allowed, where=key or None)
             )
         worst = max(results.values(), key=lambda s: math.inf if math.isnan(s.drop) else s.drop)
-        self.score = (
-            worst
-            if "" in results
-            else ScoreResult(
-                **{
-                    **{k: getattr(worst, k) for k in worst.__dataclass_fields__},
-                    "slices": {k: (s.float_score, s.artifact_score) for k, s in results.items()},
-                }
-            )
-        )
+        slices = {k: (s.float_score, s.artifact_score) for k, s in results.items()}
+        self.score = worst if "" in results else replace(worst, slices=slices)
 
     def speed(self, budget_s: float) -> None:
         """Latency in a child process; only an interval wholly below the limit fails."""
