@@ -233,6 +233,17 @@ def _output_limit(node: oir.Node, row: OpSupport) -> str:
     return ""
 
 
+def _overridable(what: str, value: oir.Value) -> str:
+    name = f"{what} '{value.name}'".lstrip()
+    return f"{name} is a default that callers may override; --fix-weights fixes it"
+
+
+def _not_constant(what: str, value: oir.Value | None) -> str:
+    if value is not None and value.is_initializer():
+        return _overridable(what, value)
+    return f"{what} '{value.name if value else ''}' is computed at run time, not constant"
+
+
 def _weight_limit(site: Site, row: OpSupport) -> str:
     if row.weight is None:
         return ""
@@ -241,7 +252,9 @@ def _weight_limit(site: Site, row: OpSupport) -> str:
         if value is not None and _dequantized(value):
             return "already quantized in this model"
         if row.weight_constant:
-            return f"weight '{value.name if value else ''}' is computed at run time, not constant"
+            return _not_constant("weight", value)
+        if value is not None and value.is_initializer():
+            return _overridable("weight", value)
         if site.bias is not None:
             return "a bias beside two activations has no integer kernel"
         return ""
@@ -263,7 +276,7 @@ def _bias_limit(site: Site) -> str:
     if array is None:
         if _dequantized(site.bias):
             return "already quantized in this model"
-        return f"bias '{site.bias.name}' is computed at run time, not constant"
+        return _not_constant("bias", site.bias)
     if array.dtype != np.float32 or not np.isfinite(array).all():
         return f"bias '{site.bias.name}' is {array.dtype.name}; needed: finite float32"
     return ""
@@ -284,7 +297,7 @@ def _tensor_limit(site: Site) -> str:
         if _dequantized(value):
             return "already quantized in this model"
         if value.is_initializer():
-            return f"'{value.name}' is a default that callers may override; --fix-weights fixes it"
+            return _overridable("", value)
     # Where shape inference gave up, a float32 weight still tells the type (both must agree).
     known = np.float32 if site.weight is not None else None
     for value in (*site.activations.values(), *site.outputs):

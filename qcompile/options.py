@@ -73,7 +73,8 @@ class Options:
         seed: of everything random.
         allow_random: let random calibration data count as delivered, with a warning.
         custom_ops: a library with custom operators.
-        fix_weights: take weights that are also graph inputs (overridable defaults) as constants.
+        fix_weights: take weights that are also graph inputs (overridable defaults) as constants;
+            None = if all are, for then an exporter listed them.
         rest: type of what stays float, "fp16", "bf16" or "fp32"; None = as the target has it.
         shapes: of inputs that must be served, "NAME=MIN:OPT:MAX"; () = those of the samples.
         opset: pin the default-domain opset of the result.
@@ -127,7 +128,7 @@ class Options:
     seed: int = 0
     allow_random: bool = False
     custom_ops: Path | None = None
-    fix_weights: bool = False
+    fix_weights: bool | None = None
     rest: str | None = None
     shapes: tuple[str, ...] = ()
     opset: int | None = None

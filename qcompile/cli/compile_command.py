@@ -94,10 +94,9 @@ __all__ = ["command"]
 @click.option("--allow-random", is_flag=True, default=None, help="Accept random calibration data.")
 @click.option("--custom-ops", help="Library with custom operators.")
 @click.option(
-    "--fix-weights",
-    is_flag=True,
+    "--fix-weights/--no-fix-weights",
     default=None,
-    help="Take weights that are also graph inputs as constants.",
+    help="Take weights that are also graph inputs as constants [if all are].",
 )
 @click.option(
     "--rest",

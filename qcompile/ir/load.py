@@ -50,7 +50,7 @@ def load_model(
     source: str | Path | bytes | onnx.ModelProto | oir.Model,
     *,
     base_dir: Path | None = None,
-    fix_weights: bool = False,
+    fix_weights: bool | None = None,
     runtime_opset_limit: int | None = None,
     runtime_ir_limit: int | None = None,
 ) -> Loaded:
@@ -61,7 +61,8 @@ def load_model(
     Args:
         source: path, serialized model, proto, or an onnx_ir model (which is not changed).
         base_dir: folder of the side files when ``source`` is no path.
-        fix_weights: take weights that are also graph inputs (overridable defaults) as constants.
+        fix_weights: take weights that are also graph inputs (overridable defaults) as constants;
+            None: if all are, for then an exporter listed them.
         runtime_opset_limit: newest opset that the runtime opens.
         runtime_ir_limit: newest IR version that the runtime opens.
 
@@ -86,7 +87,7 @@ def load_model(
 
 
 def _load(
-    opened: Source, fix_weights: bool, opset_limit: int | None, ir_limit: int | None
+    opened: Source, fix_weights: bool | None, opset_limit: int | None, ir_limit: int | None
 ) -> Loaded:
     model, notes = parse(opened)
     check_values(model)

@@ -178,20 +178,27 @@ def _values(graph: oir.Graph) -> list[oir.Value]:
     return list(found)
 
 
-def fix_weight_inputs(model: oir.Model, always: bool) -> list[Note]:
-    """Take initializers out of the graph's inputs: before IR 4 (where they must be listed), or always.
+def fix_weight_inputs(model: oir.Model, fix: bool | None) -> list[Note]:
+    """Take initializers out of the graph's inputs, where they are constants.
 
-    From IR 4 on such an initializer is a default that callers may override, and no constant.
+    Before IR 4 they must be listed there. From IR 4 on a listed one is a default that callers may
+    override; but where all are listed, an exporter did it (PyTorch up to 1.4, and later ones with
+    ``keep_initializers_as_inputs``), and nobody means to hand in weights with every call.
+
+    Args:
+        model: is changed.
+        fix: True takes all out, False none (from IR 4 on), None decides as above.
     """
-    inputs = model.graph.inputs
-    both = [v for v in inputs if v.name in model.graph.initializers]
+    inputs, weights = model.graph.inputs, model.graph.initializers
+    both = [v for v in inputs if v.name in weights]
     if not both:
         return []
     count = f"{len(both)} weights are" if len(both) > 1 else f"weight '{both[0].name}' is"
-    if not always and model.ir_version >= 4:
+    by_exporter = len(both) == len(weights) > 1
+    if model.ir_version >= 4 and not (by_exporter if fix is None else fix):
         text = f"{count} also graph inputs: callers may override them, so they are no constants"
         return [Note("", f"{text}; --fix-weights takes them as constants")]
-    kept = [v for v in inputs if v.name not in model.graph.initializers]
+    kept = [v for v in inputs if v.name not in weights]
     inputs.clear()
     inputs.extend(kept)
     if model.ir_version < 4:

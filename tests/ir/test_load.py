@@ -237,6 +237,22 @@ def test_an_overridable_weight_is_no_constant() -> None:
     assert [v.name for v in fixed.model.graph.inputs] == ["x"]
 
 
+def test_weights_that_are_all_inputs_were_listed_by_an_exporter() -> None:
+    proto = parse(
+        "g (float[N,3] x, float[3] w, float[3] b) => (float[N,3] y) { m = Mul(x, w)  y = Add(m, b) }"
+    )
+    for name in ("w", "b"):
+        proto.graph.initializer.append(numpy_helper.from_array(np.ones(3, np.float32), name))
+    loaded = load_model(proto)
+    assert [v.name for v in loaded.model.graph.inputs] == ["x"]
+    assert "2 weights are no longer graph inputs: taken as constants" in texts(loaded)
+    asked = load_model(proto, fix_weights=False)
+    assert [v.name for v in asked.model.graph.inputs] == ["x", "w", "b"]
+    del proto.graph.input[2]
+    meant = load_model(proto)
+    assert [v.name for v in meant.model.graph.inputs] == ["x", "w"]
+
+
 def sparse_model(linear: bool) -> onnx.ModelProto:
     proto = parse("g (float[1,3] x) => (float[1,2] y) { y = MatMul(x, w) }")
     values = numpy_helper.from_array(np.array([5.0, 7.0], np.float32), "w")
