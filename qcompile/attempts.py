@@ -42,7 +42,7 @@ def pass_gate(
     for candidate in _old_enough(job, found.order):
         if tried == ATTEMPTS[job.options.effort]:
             break
-        if least is not None and candidate.sqnr_db is not None and candidate.sqnr_db <= least:
+        if least is not None and candidate.judged_db is not None and candidate.judged_db <= least:
             continue
         tried += 1
         result = _judge(job, candidate, job.limits(), reporter, fused)
@@ -50,7 +50,7 @@ def pass_gate(
             return candidate, result
         first = first or (candidate, result)
         if any(check.name in ("accuracy", "metric", "steps") for check in result.failed):
-            least = max(least or 0.0, candidate.sqnr_db or 0.0)
+            least = max(least or 0.0, candidate.judged_db or 0.0)
     if first is None:
         raise PassError("the search proposed no plan")
     if job.options.best_effort:

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from qcompile.channel_groups import ChannelGroup, ChannelSums, channels_text, runs
+
 __all__ = ["SQNR_MAX", "OutputComparison", "OutputResult", "SampleScore", "compare_outputs", "db"]
 
 SQNR_MAX = 200.0
@@ -57,6 +59,8 @@ class OutputResult:
         ignored: elements where float itself is NaN or infinite.
         shape_differs: samples for which the shapes differ; they count as if nothing matched.
         varying: share of the float output's energy that differs between samples, None if unknown.
+        groups: kinds of channels whose magnitudes differ by orders, the largest first; empty where
+            all are of one kind.
     """
 
     name: str
@@ -75,6 +79,30 @@ class OutputResult:
     shape_differs: int
     varying: float | None
     worst: tuple[SampleScore, ...] = ()
+    groups: tuple[ChannelGroup, ...] = ()
+
+    @property
+    def worst_group(self) -> ChannelGroup | None:
+        """The kind of channels with the least SQNR."""
+        return min(self.groups, key=lambda group: group.sqnr_db, default=None)
+
+    @property
+    def least_db(self) -> float | None:
+        """SQNR of the output, or of its worst kind of channels where that is less."""
+        if self.sqnr_db is None:
+            return None
+        return min([self.sqnr_db, *(group.sqnr_db for group in self.groups)])
+
+    @property
+    def blended_db(self) -> float | None:
+        """SQNR of the output; with kinds of channels, that of their mean noise amplitude.
+
+        The worst kind counts most, and what the others gain or lose still counts.
+        """
+        if not self.groups or self.sqnr_db is None:
+            return self.sqnr_db
+        amplitudes = [10.0 ** (-group.sqnr_db / 20.0) for group in self.groups]
+        return -20.0 * math.log10(sum(amplitudes) / len(amplitudes))
 
     @property
     def zero(self) -> bool:
@@ -136,6 +164,7 @@ class OutputComparison:
     seen: int = 0
     mean: Array | None = None
     track: bool = True
+    channels: ChannelSums = field(default_factory=ChannelSums)
 
     def update(self, sample: str, label: str | None, ref: Array, got: Array) -> None:
         """Take in one sample's float output and the artifact's."""
@@ -182,6 +211,7 @@ class OutputComparison:
         self.dot += float(np.sum(ref * got))
         self.got_energy += float(np.sum(got * got))
         self._variation(ref)
+        self.channels.update(ref, error)
         if ref.ndim and ref.shape[-1] > 1 and ref.size:
             self._classes(ref.reshape(-1, ref.shape[-1]), got.reshape(-1, ref.shape[-1]))
         return _Sums(signal=float(np.sum(ref * ref)), noise=float(np.sum(error * error)))
@@ -238,7 +268,17 @@ class OutputComparison:
             shape_differs=self.shape_differs,
             varying=varying,
             worst=tuple(SampleScore(sample, score) for score, sample in self.worst),
+            groups=self._groups() if floats else (),
         )
+
+    def _groups(self) -> tuple[ChannelGroup, ...]:
+        found = []
+        for axis, channels, sums in self.channels.split():
+            named = runs(channels)
+            sqnr = db(float(sums.signal.sum()), float(sums.noise.sum()))
+            peak, worst = float(sums.peak.max()), float(sums.worst.max())
+            found.append(ChannelGroup(axis, named, channels_text(named), sqnr, peak, worst))
+        return tuple(found)
 
 
 def _distribution(rows: Array) -> Array:

@@ -134,10 +134,10 @@ class _Stage:
         except (CalibrationError, ModelError) as e:
             return now, 0, [_undone(str(e))]
         self.known = before
-        if before.sqnr_db is None or after.sqnr_db is None:
+        if before.judged_db is None or after.judged_db is None:
             return now, 0, [_undone("the model has no float output to compare")]
-        figures = f"{after.sqnr_db:.1f} dB at the output with all that can be integer, "
-        figures += f"{before.sqnr_db:.1f} without"
+        figures = f"{after.judged_db:.1f} dB at the output with all that can be integer, "
+        figures += f"{before.judged_db:.1f} without"
         if not better:
             return now, 0, [_undone(figures)]
         if name == BRANCHES:
@@ -168,9 +168,9 @@ class _Stage:
 
 
 def _better(before: Candidate, after: Candidate, needed_db: float) -> bool:
-    if before.sqnr_db is None or after.sqnr_db is None:
+    if before.judged_db is None or after.judged_db is None:
         return False
-    return after.sqnr_db >= before.sqnr_db + needed_db
+    return after.judged_db >= before.judged_db + needed_db
 
 
 def _tensors(regions: Iterable[Region]) -> frozenset[str]:

@@ -20,6 +20,7 @@ from qcompile.gate_alone import latency_checks, opens_alone, shapes_text, speed_
 from qcompile.interface import at_batch, interface_faults, same_interface, shape_extremes
 from qcompile.ir.errors import CalibrationError, ModelError, OptionError
 from qcompile.limits import (
+    FLOOR_DB,
     Limits,
     Metric,
     accuracy_checks,
@@ -286,7 +287,7 @@ class _Gate:
     def _limit(self, *, with_metric: bool) -> float | None:
         """The least SQNR; it decides where it was asked for, or nothing else was."""
         asked = self.limits.min_sqnr
-        return asked if asked is not None else None if with_metric else 10.0
+        return asked if asked is not None else None if with_metric else FLOOR_DB
 
     def _batch(self) -> None:
         if self.batched:

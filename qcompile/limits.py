@@ -15,6 +15,7 @@ from qcompile.units import Drop
 from qcompile.verdict import FAIL, PASS, VAGUE, Check, ScoreResult
 
 __all__ = [
+    "FLOOR_DB",
     "Limits",
     "Metric",
     "accuracy_checks",
@@ -32,6 +33,9 @@ CLEAR = 0.1
 """A speed-up far from what is needed is known well enough to +-10 %; the report has its interval."""
 
 DEFAULT_DROP = Drop(0.01, relative=True)
+
+FLOOR_DB = 10.0
+"""Least SQNR where nothing else was asked for, and of each kind of channels of an output."""
 
 
 class Metric(Protocol):
@@ -58,7 +62,8 @@ class Limits:
         min_speedup: least ratio of latencies, float / artifact.
         max_drop: how much worse the metric may become; None: 1 % of float's score.
         min_sqnr: least SQNR in dB of every float output, and of the worst slice. None: 10 without
-            a metric, nothing with one.
+            a metric, nothing with one. Kinds of channels in one output (`channel_groups`) need
+            10 dB each, or this where it is less.
         min_agreement: least share of equal elements of integer outputs, where SQNR is asked for.
         max_latency_ms: p50.
         max_bytes: size of the artifact with its external data.
@@ -88,7 +93,7 @@ def named_metric(metric: Metric | Callable[[Run], Any]) -> Metric:
 
 
 def accuracy_checks(output: OutputResult, limit: float, agreement: float) -> list[Check]:
-    """The checks of one output: all samples together, then the worst slice."""
+    """The checks of one output: all samples together, then the worst slice and kind of channels."""
     where = f"output '{output.name}'"
     if output.kind != "float":
         found = 1.0 if output.agreement is None else output.agreement
@@ -107,6 +112,13 @@ def accuracy_checks(output: OutputResult, limit: float, agreement: float) -> lis
     if output.slices:
         label, least = min(output.slices.items(), key=lambda item: item[1])
         text = f"{where} SQNR {least:.1f} dB in slice '{label}' ({limit:g} dB needed)"
+        checks.append(
+            Check("accuracy", PASS if least >= limit else FAIL, text, least, limit, where)
+        )
+    group = output.worst_group
+    if group is not None:
+        least, limit = group.sqnr_db, min(limit, FLOOR_DB)
+        text = f"{where} SQNR {least:.1f} dB in {group.text} ({limit:g} dB needed)"
         checks.append(
             Check("accuracy", PASS if least >= limit else FAIL, text, least, limit, where)
         )
@@ -168,6 +180,12 @@ def output_notes(output: OutputResult) -> list[str]:
             f"output '{output.name}' hardly differs between the samples (saturated, or the "
             f"samples are too alike): its SQNR says little; largest error "
             f"{output.max_abs_error:.3g} at a peak of {output.peak:.3g}"
+        )
+    if output.groups:
+        kinds = [f"{g.text} {g.sqnr_db:.1f} dB (peak {g.peak:.3g})" for g in output.groups]
+        notes.append(
+            f"output '{output.name}' holds channels of different magnitude, each kind judged by "
+            f"itself: {'; '.join(kinds)}"
         )
     return notes
 

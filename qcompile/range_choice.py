@@ -54,12 +54,12 @@ def choose_ranges(
         race = replace(race, builder=trial)
         found = race.accuracy(method, plan)
         progress(count + 1, len(names))
-        if found.refused or found.sqnr_db is None:
+        if found.refused or found.judged_db is None:
             continue
         if method == "auto":
-            first_db = best_db = found.sqnr_db
-        elif found.sqnr_db > max(best_db, first_db + GAIN_DB):
-            best, best_db, name = trial, found.sqnr_db, method
+            first_db = best_db = found.judged_db
+        elif found.judged_db > max(best_db, first_db + GAIN_DB):
+            best, best_db, name = trial, found.judged_db, method
     if name == "auto":
         return ranges, builder
     text = f"ranges by {name}: {best_db:.1f} dB at the output, {first_db:.1f} dB by each tensor's own best"

@@ -140,6 +140,10 @@ class CompileReport:
                     f"  output {output['name']}: SQNR {output['sqnr_db']:.1f} dB, "
                     f"worst sample {output['worst_sqnr_db']:.1f} dB ({output['worst_sample']})"
                 )
+                lines += [
+                    f"    {group['text']}: SQNR {group['sqnr_db']:.1f} dB, peak {group['peak']:.3g}"
+                    for group in output.get("groups") or []
+                ]
         lines += self._speed_lines()
         stages = ", ".join(f"{s['name']} {s['seconds']:.1f} s" for s in data["stages"])
         lines.append(f"  time: {stages}; {sum(s['seconds'] for s in data['stages']):.1f} s in all")

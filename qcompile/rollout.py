@@ -92,7 +92,8 @@ class StepResult:
         step: counted from 1.
         output: its name.
         state: whether it is fed back in.
-        sqnr_db: against the float model that carried its own state.
+        sqnr_db: against the float model that carried its own state; of the worst kind of channels
+            where an output holds several.
     """
 
     step: int
@@ -220,7 +221,7 @@ def roll(
 
 
 def _row(step: int, one: OutputResult, rollout: Rollout) -> StepResult:
-    return StepResult(step, one.name, one.name in rollout.state, None if one.zero else one.sqnr_db)
+    return StepResult(step, one.name, one.name in rollout.state, None if one.zero else one.least_db)
 
 
 def carrying(session: Session, rollout: Rollout) -> Callable[[int, Feed], dict[str, Any]]:

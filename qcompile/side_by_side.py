@@ -101,8 +101,8 @@ def side_by_side(
     tell.stage("outputs")
     found.outputs = _outputs(sessions, feeds, names, renamed, found.notes, tell)
     bad = [o for o in found.outputs if o.sqnr_db is not None and not o.zero]
-    worst = min(bad, key=lambda o: o.sqnr_db or 0.0, default=None)
-    if worst is not None and (worst.sqnr_db or 0.0) < limit_db:
+    worst = min(bad, key=lambda o: o.least_db or 0.0, default=None)
+    if worst is not None and (worst.least_db or 0.0) < limit_db:
         found.bad_output = worst
     if renamed:
         found.notes.append("inner tensors and speed are not compared: the inputs' names differ")

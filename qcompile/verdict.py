@@ -150,7 +150,7 @@ class GateResult:
 
     @property
     def sqnr_db(self) -> float | None:
-        """The least SQNR of all float outputs, None without one."""
+        """The least SQNR of all float outputs, each as a whole; None without one."""
         found = [o.sqnr_db for o in self.outputs if o.sqnr_db is not None and not o.zero]
         return min(found, default=None)
 
@@ -273,11 +273,15 @@ def _accuracy(result: GateResult) -> str:
         return ""
     least = min(
         (o for o in result.outputs if o.sqnr_db is not None and not o.zero),
-        key=lambda o: o.sqnr_db or 0.0,
+        key=lambda o: o.least_db or 0.0,
     )
     if not least.max_abs_error and not least.shape_differs:
         return "outputs equal"
-    where = f" ({least.name})" if len(result.outputs) > 1 else ""
+    parts = [least.name] if len(result.outputs) > 1 else []
+    group = least.worst_group
+    if group is not None and group.sqnr_db == least.least_db:
+        parts.append(f"{group.sqnr_db:.1f} dB in {group.text}")
+    where = f" ({': '.join(parts)})" if parts else ""
     return f"SQNR {least.sqnr_db:.1f} dB{where}"
 
 

@@ -92,7 +92,12 @@ def write_artifact(
             "costs": None if found.costs is None else describe_costs(job, found.costs),
             "candidates": [
                 {"name": c.name, "text": c.text(), "ms": c.ms, "speedup": c.speedup}
-                | {"sqnr_db": c.sqnr_db, "refused": c.refused, "chosen": c.chosen}
+                | {
+                    "sqnr_db": c.sqnr_db,
+                    "channels_db": c.channels_db,
+                    "refused": c.refused,
+                    "chosen": c.chosen,
+                }
                 for c in found.chosen(taken)
             ],
             "front": _front(found),

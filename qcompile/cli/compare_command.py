@@ -110,6 +110,8 @@ def _output(output: OutputResult) -> str:
     if not output.max_abs_error and not output.shape_differs and not output.nonfinite:
         return "equal"
     parts = [f"SQNR {output.sqnr_db:.1f} dB"]
+    if (group := output.worst_group) is not None:
+        parts.append(f"{group.sqnr_db:.1f} dB in {group.text}")
     if output.worst_sqnr_db is not None:
         parts.append(f"worst sample {output.worst_sqnr_db:.1f} dB ({output.worst_sample})")
     parts.append(f"largest error {output.max_abs_error:.3g} at a peak of {output.peak:.3g}")

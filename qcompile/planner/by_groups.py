@@ -22,7 +22,7 @@ RESTORES = 12
 
 @dataclass(frozen=True)
 class Tried:
-    """A plan and the least SQNR of its outputs in dB; None where there is no float output."""
+    """A plan and the least SQNR of outputs and their kinds of channels in dB; None without a float output."""
 
     name: str
     plan: PrecisionPlan

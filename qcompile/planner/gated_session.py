@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,13 @@ import numpy as np
 import numpy.typing as npt
 
 from qcompile.backends.ort import Feed, Session, open_session
+from qcompile.channel_groups import ChannelSums, Indices
 from qcompile.ir.errors import CalibrationError
 from qcompile.ir.plan import INT8, INT8_DYNAMIC
 from qcompile.ir.save import save_model
 from qcompile.planner.gated import Gate, Gated
 
-__all__ = ["EMULATION", "WORST_ERROR", "GatedSession", "relative_errors"]
+__all__ = ["EMULATION", "WORST_ERROR", "GatedSession", "Kinds", "kinds_of", "relative_errors"]
 
 WORST_ERROR = 1e6
 """Stands for an output that is NaN, infinite or of another shape."""
@@ -27,6 +28,9 @@ EMULATION = {"session.disable_quant_qdq": "1"}
 Plan = Mapping[str, str] | Collection[str]
 """origin -> label, or the origins that are int8; all others are float."""
 
+Kinds = Mapping[str, Sequence[tuple[int, Indices]]]
+"""Float output -> axis and channels of each kind, where magnitudes differ by orders."""
+
 
 class GatedSession:
     """One ONNX Runtime session that is every plan of a gated graph, with samples to judge it on.
@@ -35,6 +39,7 @@ class GatedSession:
         gates: origin -> gate, in graph order.
         samples: the feeds.
         runs: how many inferences were made.
+        kinds: channels of outputs that count as outputs of their own.
     """
 
     def __init__(
@@ -71,6 +76,7 @@ class GatedSession:
                 config=EMULATION,
             )
         self.reference = [self.run((), feed) for feed in self.samples]
+        self.kinds = kinds_of(self.reference)
 
     def flags(self, plan: Plan, writes: Mapping[str, bool] | None = None) -> npt.NDArray[np.bool_]:
         """The vector of flags of a plan.
@@ -114,33 +120,51 @@ class GatedSession:
         """Relative error energy of the worst float output over all samples, as a limit in dB means it.
 
         Noise and signal are summed over the samples before they are divided, so that a sample in
-        which an output is nearly silent does not decide. Without float outputs, ``evaluate_plan``.
+        which an output is nearly silent does not decide. Of an output with kinds of channels the mean
+        amplitude of their errors counts. Without float outputs, ``evaluate_plan``.
         """
-        noise: dict[str, float] = {}
-        signal: dict[str, float] = {}
+        sums: dict[str, dict[str, npt.NDArray[np.float64]]] = {}
         for expected, feed in zip(self.reference, self.samples, strict=True):
             found = self.run(plan, feed)
             for name, array in expected.items():
                 if isinstance(array, np.ndarray) and array.dtype.kind == "f":
-                    energies = _energies(array, found[name])
-                    noise[name] = noise.get(name, 0.0) + energies[0]
-                    signal[name] = signal.get(name, 0.0) + energies[1]
-        if not noise:
+                    known = sums.setdefault(name, {})
+                    for part, one, other in _parts(name, array, found[name], self.kinds):
+                        known[part] = known.get(part, np.zeros(2)) + _energies(one, other)
+        if not sums:
             return self.evaluate_plan(plan)
-        return max(_ratio(noise[name], signal[name]) for name in noise)
+        return max(
+            float(np.mean([np.sqrt(_ratio(*energies)) for energies in parts.values()])) ** 2
+            for parts in sums.values()
+        )
 
     def sample_error(
         self, plan: Plan, sample: int, writes: Mapping[str, bool] | None = None
     ) -> float:
         """Relative error energy of a plan on one sample, summed over float outputs."""
         outputs = self.run(plan, self.samples[sample], writes)
-        return sum(relative_errors(self.reference[sample], outputs).values())
+        return sum(relative_errors(self.reference[sample], outputs, self.kinds).values())
 
 
-def relative_errors(reference: Mapping[str, Any], outputs: Mapping[str, Any]) -> dict[str, float]:
+def kinds_of(reference: Sequence[Mapping[str, Any]]) -> Kinds:
+    """Channels of float outputs that differ by orders of magnitude over the samples' results."""
+    sums: dict[str, ChannelSums] = {}
+    for results in reference:
+        for name, array in results.items():
+            if isinstance(array, np.ndarray) and array.dtype.kind == "f":
+                values = np.nan_to_num(array.astype(np.float64), posinf=0.0, neginf=0.0)
+                sums.setdefault(name, ChannelSums()).update(values, np.zeros_like(values))
+    found = {name: [(axis, group) for axis, group, _ in one.split()] for name, one in sums.items()}
+    return {name: groups for name, groups in found.items() if groups}
+
+
+def relative_errors(
+    reference: Mapping[str, Any], outputs: Mapping[str, Any], kinds: Kinds | None = None
+) -> dict[str, float]:
     """For each float output ||y - y_ref||^2 / ||y_ref||^2, at most ``WORST_ERROR``.
 
-    A model without float outputs is judged by its others: the share of elements that differ.
+    Kinds of channels count as outputs of their own, named ``output[index]``. A model without float
+    outputs is judged by its others: the share of elements that differ.
     """
     errors: dict[str, float] = {}
     shares: dict[str, float] = {}
@@ -149,7 +173,8 @@ def relative_errors(reference: Mapping[str, Any], outputs: Mapping[str, Any]) ->
         if not isinstance(expected, np.ndarray) or not isinstance(found, np.ndarray):
             continue
         if expected.dtype.kind == "f":
-            errors[name] = _relative(expected, found)
+            for part, one, other in _parts(name, expected, found, kinds or {}):
+                errors[part] = _ratio(*_energies(one, other))
         elif expected.shape != found.shape:
             shares[name] = 1.0
         elif expected.size:
@@ -157,8 +182,15 @@ def relative_errors(reference: Mapping[str, Any], outputs: Mapping[str, Any]) ->
     return errors or shares
 
 
-def _relative(expected: npt.NDArray[Any], found: npt.NDArray[Any]) -> float:
-    return _ratio(*_energies(expected, found))
+def _parts(
+    name: str, expected: npt.NDArray[Any], found: Any, kinds: Kinds
+) -> Iterator[tuple[str, npt.NDArray[Any], Any]]:
+    """An output as a whole, or its kinds of channels one after another."""
+    if name not in kinds or not isinstance(found, np.ndarray) or expected.shape != found.shape:
+        yield name, expected, found
+        return
+    for index, (axis, group) in enumerate(kinds[name]):
+        yield f"{name}[{index}]", expected.take(group, axis), found.take(group, axis)
 
 
 def _energies(expected: npt.NDArray[Any], found: Any) -> tuple[float, float]:

@@ -15,7 +15,7 @@ from qcompile.ir.save import save_model
 from qcompile.ir.target import Target
 from qcompile.passes.quantizable import quantizable
 from qcompile.planner.gated import gate, weight_bytes
-from qcompile.planner.gated_session import EMULATION, GatedSession, relative_errors
+from qcompile.planner.gated_session import EMULATION, GatedSession, kinds_of, relative_errors
 from qcompile.planner.sensitivity import Progress, Sensitivities, measure
 from qcompile.planner.units import Unit, units
 
@@ -143,8 +143,9 @@ def _emulated(
         path = Path(folder) / "quantized.onnx"
         save_model(quantized, path)
         session = open_session(path, threads=threads, custom_ops=custom_ops, config=EMULATION)
+        kinds = kinds_of(reference)
         errors = [
-            sum(relative_errors(expected, session.run(feed)).values())
+            sum(relative_errors(expected, session.run(feed), kinds).values())
             for expected, feed in zip(reference, samples, strict=True)
         ]
     return sum(errors) / len(errors)

@@ -39,7 +39,7 @@ def plans_for_device(
     race = open_race(job, builder)
     first = race.accuracy(EVERYTHING, start)
     if replay:
-        return [Tried("replayed from the lock", start, first.sqnr_db)], builder
+        return [Tried("replayed from the lock", start, first.least_db)], builder
     found = _Found(job, builder, race, needed_db(job))
     found.add(first)
     if not found.enough():
@@ -62,7 +62,7 @@ class _Found:
     def add(self, candidate: Candidate) -> None:
         """A plan that was judged, and the same with refitted numbers where they are better."""
         plan = candidate.build.plan
-        self.tried.append(Tried(candidate.name, plan, candidate.sqnr_db))
+        self.tried.append(Tried(candidate.name, plan, candidate.least_db))
         if not may_refit(self.job) or self.builder.target.precision != INT8:
             return
         better = refitted(
@@ -74,7 +74,7 @@ class _Found:
             f"refit{len(self.tried)}",
         )
         if better is not None:
-            self.tried.append(Tried(better.name, plan, better.sqnr_db))
+            self.tried.append(Tried(better.name, plan, better.least_db))
             self.learned[better.name] = better.build.learned
 
     def enough(self) -> bool:
@@ -105,7 +105,7 @@ def _give_up_layers(found: _Found, start: PrecisionPlan) -> None:
         return without_ends(kept_whole(plan, attentions), state)
 
     def measure(plan: PrecisionPlan) -> float | None:
-        return race.accuracy("", plan).sqnr_db
+        return race.accuracy("", plan).least_db
 
     mixed = accurate_plan(start, compute, found.needed_db, measure, settle)[1:]
     if mixed:

@@ -99,7 +99,7 @@ class Proposer:
 
     def beside(self, candidates: Sequence[Candidate]) -> tuple[Path, ...]:
         """The models whose latencies ``propose`` will need, to be timed with the candidates."""
-        best = max((c.sqnr_db for c in candidates if c.sqnr_db is not None), default=None)
+        best = max((c.judged_db for c in candidates if c.judged_db is not None), default=None)
         known = self._job.options.costs is not None or elsewhere(self._job)
         if known or best is None or best > ENOUGH_DB or any(c.refused for c in candidates):
             return ()
@@ -131,7 +131,7 @@ class Proposer:
         room = self._room(known)
         made = self._within_latency(known, room)
         made += self._within_size([*known, *made], room)
-        best = max((c.sqnr_db for c in known if c.sqnr_db is not None), default=None)
+        best = max((c.judged_db for c in known if c.judged_db is not None), default=None)
         if best is None or best > ENOUGH_DB:
             return made
         problem, session = self.problem, self._session

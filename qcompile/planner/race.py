@@ -35,6 +35,11 @@ class Candidate:
         ms: median latency, None when not timed.
         speedup: against the user's float model.
         sqnr_db: least SQNR over float outputs on selection samples; None without float outputs.
+        channels_db: least SQNR over kinds of channels (`channel_groups`); None where no output
+            holds several.
+        channels: which these are.
+        blended_db: what plans are compared by: ``sqnr_db``, or of an output with kinds of channels
+            their mean noise.
         refused: why it cannot be delivered, "" when nothing speaks against it.
         chosen: it is the one that was taken.
     """
@@ -44,8 +49,22 @@ class Candidate:
     ms: float | None = None
     speedup: float | None = None
     sqnr_db: float | None = None
+    channels_db: float | None = None
+    channels: str = ""
+    blended_db: float | None = None
     refused: str = ""
     chosen: bool = False
+
+    @property
+    def judged_db(self) -> float | None:
+        """What plans are compared by."""
+        return self.sqnr_db if self.blended_db is None else self.blended_db
+
+    @property
+    def least_db(self) -> float | None:
+        """Of whole outputs and of kinds of channels."""
+        known = [db for db in (self.sqnr_db, self.channels_db) if db is not None]
+        return min(known, default=None)
 
     def text(self) -> str:
         """One line for people."""
@@ -53,7 +72,8 @@ class Candidate:
         if self.speedup is not None:
             parts.append(f"{self.speedup:.2f}x")
         if self.sqnr_db is not None:
-            parts.append(f"{self.sqnr_db:.1f} dB")
+            kind = f" ({self.channels_db:.1f} dB in {self.channels})" if self.channels else ""
+            parts.append(f"{self.sqnr_db:.1f} dB{kind}")
         if self.refused:
             parts.append(self.refused)
         return ("-> " if self.chosen else "   ") + ", ".join(parts)
@@ -64,7 +84,7 @@ class Candidate:
         The default knee: at 10 dB a third of the amplitude is noise, at 20 dB a tenth, at 30 dB 3 %,
         so that a little speed is given for accuracy while accuracy is poor, and none later on.
         """
-        noise = 0.0 if self.sqnr_db is None else min(1.0, 10.0 ** (-self.sqnr_db / 20.0))
+        noise = 0.0 if self.judged_db is None else min(1.0, 10.0 ** (-self.judged_db / 20.0))
         return (self.speedup or 0.0) * (1.0 - noise)
 
 
@@ -127,10 +147,21 @@ class Race:
         except ModelError as e:
             return Candidate(name, build, refused=f"ONNX Runtime refuses it: {e}")
         results = [c.result() for c in compared.values()]
-        found = [r.sqnr_db for r in results if r.sqnr_db is not None and not r.zero]
         broken = next((r.name for r in results if r.nonfinite), None)
         refused = f"output '{broken}' holds NaN or infinity" if broken else ""
-        return Candidate(name, build, sqnr_db=min(found, default=None), refused=refused)
+        found = Candidate(name, build, refused=refused)
+        floats = [r for r in results if r.sqnr_db is not None and not r.zero]
+        if floats:
+            whole = min(r.sqnr_db for r in floats if r.sqnr_db is not None)
+            blended = min(r.blended_db for r in floats if r.blended_db is not None)
+            found = replace(found, sqnr_db=whole, blended_db=blended)
+        split = [(r.name, r.worst_group) for r in floats]
+        groups = [(group, name) for name, group in split if group is not None]
+        if groups:
+            group, output = min(groups, key=lambda one: one[0].sqnr_db)
+            where = group.text if len(floats) == 1 else f"{group.text} of {output}"
+            found = replace(found, channels_db=group.sqnr_db, channels=where)
+        return found
 
     def time(
         self,

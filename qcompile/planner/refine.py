@@ -72,7 +72,7 @@ def refine(
         reporter.advance(count + 1, effort.candidates)
         if better is not None:
             found.append(better)
-            most = max(most, (better.sqnr_db or 0.0) - (candidate.sqnr_db or 0.0))
+            most = max(most, (better.judged_db or 0.0) - (candidate.judged_db or 0.0))
             best = max(best, better.worth())
     return found
 
@@ -85,9 +85,9 @@ def may_refit(job: Job) -> bool:
 
 def _may_win(candidate: Candidate, gain_db: float, best: float) -> bool:
     """Whether a candidate with ``gain_db`` more would be worth more than ``best``."""
-    if candidate.sqnr_db is None:
+    if candidate.judged_db is None:
         return False
-    return replace(candidate, sqnr_db=candidate.sqnr_db + gain_db).worth() > best
+    return replace(candidate, blended_db=candidate.judged_db + gain_db).worth() > best
 
 
 def _promising(order: Sequence[Candidate], most: int) -> list[Candidate]:
@@ -106,10 +106,10 @@ def _promising(order: Sequence[Candidate], most: int) -> list[Candidate]:
 def _alike(one: Candidate, other: Candidate) -> bool:
     if one is other:
         return True
-    if None in (one.speedup, other.speedup, one.sqnr_db, other.sqnr_db):
+    if None in (one.speedup, other.speedup, one.judged_db, other.judged_db):
         return False
     ratio = (one.speedup or 1.0) / (other.speedup or 1.0)
-    apart = abs((one.sqnr_db or 0.0) - (other.sqnr_db or 0.0))
+    apart = abs((one.judged_db or 0.0) - (other.judged_db or 0.0))
     return abs(ratio - 1.0) < SAME_SPEED and apart < SAME_DB
 
 
@@ -132,7 +132,7 @@ def refitted(
         folder: a name of its own in the work folder.
     """
     plan = candidate.build.plan
-    if candidate.refused or candidate.sqnr_db is None:
+    if candidate.refused or candidate.judged_db is None:
         return None
     if all(choice.precision == FLOAT for choice in plan.layers):
         return None
@@ -162,6 +162,6 @@ def refitted(
     work.mkdir(exist_ok=True)
     trial = replace(builder, learned=learned, work=work, _made={})
     judged = replace(race, builder=trial).accuracy(f"{candidate.name}, refitted", plan)
-    if judged.refused or (judged.sqnr_db or 0.0) < candidate.sqnr_db + GAIN_DB:
+    if judged.refused or (judged.judged_db or 0.0) < candidate.judged_db + GAIN_DB:
         return None
     return replace(judged, ms=candidate.ms, speedup=candidate.speedup)

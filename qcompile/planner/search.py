@@ -14,6 +14,7 @@ from pathlib import Path
 from qcompile.build import Builder
 from qcompile.ir.plan import INT8, INT8_DYNAMIC, PrecisionPlan
 from qcompile.job import Job
+from qcompile.limits import FLOOR_DB
 from qcompile.options import Options
 from qcompile.planner.costing import elsewhere
 from qcompile.planner.costs import Costs
@@ -27,7 +28,6 @@ from qcompile.stopwatch import Stopwatch
 
 __all__ = ["Found", "needed_db", "search"]
 
-FLOOR_DB = 10.0
 SECONDS_EACH = {"fast": 0.5, "default": 1.0, "max": 4.0}
 """Timing of one candidate in the race."""
 SLACK_DB = 1.0
@@ -166,7 +166,7 @@ def _ordered(
     """
     able = [c for c in candidates if not c.refused and c.speedup is not None]
     needed = needed_db(job)
-    good = [c for c in able if c.sqnr_db is None or c.sqnr_db >= needed]
+    good = [c for c in able if _keeps(c, needed)]
     fast = [c for c in good if (c.speedup or 0.0) >= job.options.min_speedup]
     fast = [c for c in fast if not any(_excess(c, job.options))]
     by_accuracy = _accuracy_is_open(job.options)
@@ -174,7 +174,7 @@ def _ordered(
     if strict:
         return tuple(first)
     rest = [c for c in able if c not in first]
-    rest.sort(key=lambda c: (c not in good, *_excess(c, job.options), -(c.sqnr_db or 0.0)))
+    rest.sort(key=lambda c: (c not in good, *_excess(c, job.options), -(c.judged_db or 0.0)))
     return tuple(first + rest)
 
 
@@ -183,8 +183,15 @@ def _accuracy_is_open(asked: Options) -> bool:
     return asked.max_latency is not None and asked.min_sqnr is None and asked.max_drop is None
 
 
+def _keeps(candidate: Candidate, needed: float) -> bool:
+    """Kinds of channels have no more than the floor to keep, as in the gate."""
+    whole, kind = candidate.sqnr_db, candidate.channels_db
+    kept = kind is None or kind >= min(needed, FLOOR_DB + SLACK_DB)
+    return kept and (whole is None or whole >= needed)
+
+
 def _db(candidate: Candidate) -> float:
-    return inf if candidate.sqnr_db is None else candidate.sqnr_db
+    return inf if candidate.judged_db is None else candidate.judged_db
 
 
 def _excess(candidate: Candidate, options: Options) -> tuple[float, float]:

@@ -13,6 +13,7 @@ from qcompile.planner.gated_session import (
     EMULATION,
     WORST_ERROR,
     GatedSession,
+    kinds_of,
     relative_errors,
 )
 from qcompile.planner.units import units
@@ -139,6 +140,19 @@ def test_samples_are_needed() -> None:
     state, _ = state_of(parse(MIXED))
     with pytest.raises(CalibrationError, match="at least one sample"):
         GatedSession(gate(state.model, quantized(state), state.target), [])
+
+
+def test_kinds_of_channels_are_outputs_of_their_own() -> None:
+    y = np.array([[[300.0, 500.0], [0.5, 0.25]]], np.float32)
+    kinds = kinds_of([{"y": y, "ids": np.array([1])}, {"y": 2 * y, "ids": np.array([2])}])
+    assert {n: [(a, list(g)) for a, g in k] for n, k in kinds.items()} == {
+        "y": [(1, [0]), (1, [1])]
+    }
+    lost = np.where(y > 1, y, 0.0).astype(np.float32)
+    assert relative_errors({"y": y}, {"y": lost})["y"] < 1e-5
+    assert relative_errors({"y": y}, {"y": lost}, kinds) == {"y[0]": 0.0, "y[1]": 1.0}
+    # another number of rows is as wrong as ever
+    assert relative_errors({"y": y}, {"y": y[:, :1]}, kinds) == {"y": WORST_ERROR}
 
 
 def test_relative_errors() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -58,6 +58,15 @@ def test_a_latency_buys_the_most_accurate_within_it(front: list[Candidate]) -> N
 def test_an_accuracy_buys_the_best_that_has_it(front: list[Candidate]) -> None:
     assert names(front, min_sqnr=22.0)[0] == "middle"
     assert names(front, min_sqnr=22.0, max_latency="9ms")[0] == "middle"
+
+
+def test_kinds_of_channels_keep_the_floor_and_no_more(front: list[Candidate]) -> None:
+    fast, middle, fine = front
+    lost = replace(fine, channels_db=5.0, blended_db=11.0)
+    kept = replace(fine, channels_db=12.0, blended_db=18.0)
+    assert names([fast, middle, lost], min_sqnr=30.0) == ["middle", "fast", "fine"]
+    assert names([fast, middle, lost])[-1] == "fine"  # 35 dB as a whole, and yet below the floor
+    assert names([middle, kept], min_sqnr=30.0)[0] == "fine"
 
 
 def test_a_latency_that_nothing_keeps_is_tried_with_the_nearest(front: list[Candidate]) -> None:
