@@ -19,6 +19,7 @@ from qcompile.backends.ort import Session, open_session
 from qcompile.data.inputs import Feed
 from qcompile.ir.matrices import Matrix
 from qcompile.ir.save import save_model
+from qcompile.sizes import LOADED_WHOLE
 
 __all__ = ["Distance", "disturbances", "divergence", "relative_error"]
 
@@ -59,7 +60,7 @@ def disturbances(
         copy.graph.inputs.append(copy.graph.initializers[name])
     copy.ir_version = max(copy.ir_version or 4, 4)  # from 4 on an initializer may be a default
     path = work / "overridable.onnx"
-    save_model(copy, path)
+    save_model(copy, path, external_above=LOADED_WHOLE)
     session = open_session(
         path, threads=threads, custom_ops=custom_ops, variable_shapes=True, keep_arena=True
     )
@@ -72,7 +73,8 @@ def disturbances(
         found[name] = float(np.mean(far))
         advance(i + 1, len(rounded))
     del session
-    path.unlink()
+    for file in path.parent.glob(f"{path.name}*"):
+        file.unlink()
     return found
 
 

@@ -32,6 +32,7 @@ from qcompile.limits import (
     timed_enough,
 )
 from qcompile.measure import LoadResult, SpeedResult, measure_load, measure_pair
+from qcompile.remembered import RememberedSession
 from qcompile.rollout import Rollout, StepResult, roll
 from qcompile.segmented import SegmentedSession
 from qcompile.sizes import model_bytes
@@ -64,10 +65,11 @@ def judge(
     rollout: Rollout | None = None,
     reference: Path | None = None,
     fused: Path | None = None,
-    parts: SegmentedSession | None = None,
+    opened: RememberedSession | SegmentedSession | None = None,
     threads: int | None = None,
     budget_s: float = 10.0,
     speed: bool = True,
+    time_failed: bool = True,
     custom_ops: Path | None = None,
     config: Mapping[str, str] | None = None,
     provider: str = CPU,
@@ -85,15 +87,15 @@ def judge(
         names: of the samples; by default their index.
         slices: sample name -> slice.
         extremes: further feeds that it must run, and is timed with (the smallest and largest shapes).
-        reference: what the outputs must equal where that is not ``float_model``: a model that comes
-            with Q/DQ, run as it is written.
+        reference: what the outputs must equal where that is not ``float_model``: a Q/DQ model as written.
         fused: the float form of the artifact's lowering, timed beside the two for the report.
-        parts: the float model where it does not fit in memory: outputs are compared as ever, its speed
-            is not measured, and the artifact alone is tried at other shapes and batches.
+        opened: what the outputs must equal, opened by the caller. Where it runs in parts, because the float
+            model does not fit in memory, speed is not measured, and other shapes are the artifact's alone.
         rollout: how state is carried over, for models that keep some; N steps are then judged too.
         threads: threads inside an operator; None leaves the runtime's choice.
         budget_s: time for timing.
         speed: False skips timing (its check is then "skipped").
+        time_failed: time an artifact too whose accuracy is not what was asked for.
         custom_ops: library with custom operators.
         config: session options under which the artifact is opened and compared.
         provider: what both models are timed on.
@@ -109,7 +111,7 @@ def judge(
     limits = limits or Limits()
     gate = _Gate(Path(float_model), Path(artifact), feeds, limits, threads, custom_ops, progress)
     gate.config, gate.reference, gate.provider = config, reference, provider
-    gate.fused, gate.extremes, gate.parts = fused, extremes, parts
+    gate.fused, gate.extremes, gate.opened = fused, extremes, opened
     gate.sizes()
     if gate.opens() and gate.interface():
         gate.accuracy(list(names) or [str(i) for i in range(len(feeds))], slices or {})
@@ -118,7 +120,8 @@ def judge(
         if metric is not None:
             gate.metric(named_metric(metric))
         gate.outputs_check(with_metric=metric is not None)
-        if speed and not any(c.name == "runs" and c.state == FAIL for c in gate.checks):
+        hopeless = {"runs"} if time_failed else {"runs", "metric", "accuracy", "steps", "finite"}
+        if speed and not any(c.name in hopeless and c.state == FAIL for c in gate.checks):
             gate.speed(budget_s)
     if not any(check.name == "speed" for check in gate.checks):
         gate.checks.append(Check("speed", SKIPPED, "speed was not measured"))
@@ -159,7 +162,7 @@ class _Gate:
     reference: Path | None = None
     fused: Path | None = None
     extremes: Sequence[Feed] = ()
-    parts: SegmentedSession | None = None
+    opened: RememberedSession | SegmentedSession | None = None
     provider: str = CPU
     float_session: Session = field(init=False)
     artifact_session: Session = field(init=False)
@@ -178,9 +181,9 @@ class _Gate:
     def opens(self) -> bool:
         """Open both in processes of their own, so that a model that crashes is a finding."""
         self._tell("open", 0.0)
-        if self.parts is not None:
-            return self._opens_alone(self.parts)
-        self.float_session = (
+        if isinstance(self.opened, SegmentedSession):
+            return self._opens_alone(self.opened)
+        self.float_session = self.opened or (
             self._session(self.float_model)
             if self.reference is None
             else self._session(self.reference, AS_WRITTEN)
@@ -340,13 +343,15 @@ class _Gate:
     def speed(self, budget_s: float) -> None:
         """Latency in a child process; only an interval wholly below the limit fails."""
         allowed = self.limits.max_latency_ms
-        if self.parts is not None:
-            del self.artifact_session  # its memory is the child's now
+        del self.artifact_session, self.float_session  # their memory is the child's now
+        if self.opened is not None:
+            self.opened.release()
+        if isinstance(self.opened, SegmentedSession):
             self.checks += speed_alone(
                 self.artifact,
                 self.feeds,
                 allowed,
-                self.parts.why,
+                self.opened.why,
                 threads=self.threads,
                 budget_s=budget_s,
                 custom_ops=self.custom_ops,

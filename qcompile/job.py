@@ -19,22 +19,28 @@ from qcompile.ir.affine import TensorRange
 from qcompile.ir.errors import OptionError
 from qcompile.ir.manager import CompileState
 from qcompile.ir.plan import FLOAT, PrecisionPlan
+from qcompile.ir.save import save_model
 from qcompile.lock import Lock
 from qcompile.memory import Room
 from qcompile.options import Options
 from qcompile.planner.default import default_plan
 from qcompile.prepare import Prepared
 from qcompile.profiles import asked_shapes, shape_profile
+from qcompile.remembered import RememberedSession
 from qcompile.report_data.show import parse_show
 from qcompile.retrain import Base
 from qcompile.rollout import Rollout
 from qcompile.scores import Metric, make_metric
 from qcompile.segmented import SegmentedSession
+from qcompile.sizes import LOADED_WHOLE, model_bytes
 
 __all__ = ["Data", "Job", "doubted", "gather", "start_plan"]
 
 PLAUSIBLE = 4
 """Samples that are looked at for whether they resemble what the input expects."""
+
+UNPACKED = {"session.disable_prepacking": "1"}
+"""Products of 128 rows take a sixth longer, and memory falls by the size of the weights."""
 
 SELECTION = 8
 """Samples of the calibration data on which plans are compared with one another."""
@@ -158,15 +164,41 @@ class Job:
             custom_ops=self.options.custom_ops,
         )
 
+    def mapped_float(self) -> Path:
+        """The float model with large weights beside it; a copy of ``float_path`` where they are inside.
+
+        Of weights inside a protobuf file the runtime holds two copies; those beside it are mapped.
+        """
+        path, copy = self.float_path, self.work / "beside" / self.float_path.name
+        inside = path.stat().st_size >= LOADED_WHOLE and self.in_parts() is None
+        if inside and not copy.is_file():
+            copy.parent.mkdir(exist_ok=True)
+            save_model(self.prepared.loaded.model, copy, external_above=LOADED_WHOLE)
+        return copy if inside else path
+
+    def remembered_reference(self) -> RememberedSession | SegmentedSession:
+        """What the outputs must equal, with a memory for the samples of the gate."""
+        parts = self.in_parts()
+        if parts is not None:
+            return parts
+        return RememberedSession(
+            self.open_reference, list(self.data.held), self.work / "remembered"
+        )
+
     def open_reference(self) -> Session:
-        """What the outputs must equal, opened."""
+        """What the outputs must equal, opened; of a large model no weights are packed for the kernels."""
         options = self.options
         parts = self.in_parts()
         if parts is not None:
             return parts
         if self.reference is None:
+            path = self.mapped_float()
+            large = (model_bytes(path) or 0) >= LOADED_WHOLE
             return open_session(
-                self.float_path, threads=options.threads, custom_ops=options.custom_ops
+                path,
+                threads=options.threads,
+                custom_ops=options.custom_ops,
+                config=UNPACKED if large else None,
             )
         return open_session(
             self.reference,

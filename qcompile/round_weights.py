@@ -15,6 +15,7 @@ import numpy.typing as npt
 from qcompile.balance_inputs import balance_group
 from qcompile.calibrators.awq import Balance
 from qcompile.calibrators.descend import DAMPING, descend
+from qcompile.calibrators.exact_grid import exact_blocks
 from qcompile.calibrators.gptq import gptq, output_error
 from qcompile.calibrators.hqq import hqq
 from qcompile.calibrators.nearest_blocks import fit_blocks
@@ -89,9 +90,12 @@ def round_matrices(
     wanted = {c.matrix.name: c for c in choices if c.spec is not None}
     model = job.prepared.model
     even = [c.matrix for c in wanted.values() if not c.codebook]
-    groups = groups_of(model, even)
-    if algorithm in DATA_FREE:
-        groups = []
+    groups = [] if algorithm in DATA_FREE else groups_of(model, even)
+    on_grid = {name for name, c in wanted.items() if c.on_grid}
+    groups = [g for g in groups if not on_grid.issuperset(m.name for m in g.matrices)]
+    if algorithm != "awq":  # which scales columns for all matrices of a group, or for none
+        left = (tuple(m for m in g.matrices if m.name not in on_grid) for g in groups)
+        groups = [replace(g, matrices=some) for g, some in zip(groups, left, strict=True)]
     streamed = {m.name for group in groups for m in group.matrices}
     found: dict[str, Rounded] = {}
 
@@ -153,6 +157,9 @@ def round_alone(choice: MatrixChoice, algorithm: str = "rtn") -> Rounded:
     matrix, spec = choice.matrix.array(), choice.spec
     if spec is None:
         raise ValueError(f"'{choice.matrix.name}' stays float")
+    held = exact_blocks(matrix, spec) if choice.on_grid else None
+    if held is not None:
+        return Rounded(held, weight_sqnr(matrix, held), "kept", "it lay on this grid already")
     if choice.codebook:
         codes = to_codebook(matrix, spec.block)
         return Rounded(codes, weight_sqnr(matrix, codes), "nf4")

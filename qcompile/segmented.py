@@ -22,7 +22,7 @@ from qcompile.ir.errors import CalibrationError, ModelError
 from qcompile.segments import cut_points
 from qcompile.stepper import Stepper
 
-__all__ = ["SegmentedSession", "run_parts"]
+__all__ = ["SegmentedSession", "feed_digest", "run_parts"]
 
 
 class SegmentedSession(Session):
@@ -59,15 +59,18 @@ class SegmentedSession(Session):
         self._threads, self._custom_ops = threads, custom_ops
         folder.mkdir(parents=True, exist_ok=True)
 
+    def release(self) -> None:
+        """Nothing is held between runs."""
+
     def run(self, feed: Feed, outputs: Sequence[str] | None = None) -> dict[str, Any]:
         """The outputs by name, mapped.
 
         Raises:
             ModelError: a part does not run.
         """
-        place = self._place(feed)
+        place = self._folder / feed_digest(self.inputs, feed)
         if not place.is_dir():
-            asked = {self._place(f): f for f in (feed, *self._feeds)}
+            asked = {self._folder / feed_digest(self.inputs, f): f for f in (feed, *self._feeds)}
             self._run({p: f for p, f in asked.items() if not p.is_dir()})
         names = self._names if outputs is None else list(outputs)
         indices = {name: i for i, name in enumerate(self._names)}
@@ -94,13 +97,15 @@ class SegmentedSession(Session):
             np.save(draft / f"{i}.npy", np.asarray(results[name]), allow_pickle=False)
         draft.rename(places[index])
 
-    def _place(self, feed: Feed) -> Path:
-        digest = hashlib.sha256()
-        for port in self.inputs:
-            array = np.ascontiguousarray(feed[port.name])
-            digest.update(f"{port.name} {array.dtype} {array.shape}".encode())
-            digest.update(array.tobytes())
-        return self._folder / digest.hexdigest()[:24]
+
+def feed_digest(inputs: Sequence[Port], feed: Feed) -> str:
+    """A name for what a feed holds."""
+    digest = hashlib.sha256()
+    for port in inputs:
+        array = np.ascontiguousarray(feed[port.name])
+        digest.update(f"{port.name} {array.dtype} {array.shape}".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()[:24]
 
 
 def run_parts(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import onnx_ir as oir
 
 from qcompile.build import Build
+from qcompile.calibrators.exact_grid import lies_on_grid
 from qcompile.finish import deliver
 from qcompile.ir.affine import TensorRange
 from qcompile.ir.blocks import BlockSpec
@@ -28,7 +29,7 @@ from qcompile.portable_write import write_portable
 from qcompile.ranges import Ranges
 from qcompile.result import CompileResult
 from qcompile.stages import Stages
-from qcompile.weights_plan import MatrixChoice, as_plan
+from qcompile.weights_plan import SAMPLED, MatrixChoice, as_plan
 from qcompile.weights_write import how_rounded, matrix_rows
 
 if TYPE_CHECKING:
@@ -76,13 +77,16 @@ def _fused(choice: MatrixChoice, form: WeightForm) -> MatrixChoice:
         return _float(choice, f"{len(matrix.uses)} layers read it: it would be a kernel of its own")
     if spec.bits == 8:
         whole = 1 << max(4, (width - 1).bit_length())
-        return replace(choice, spec=BlockSpec(8, whole, symmetric=True, positive=True))
+        wide = BlockSpec(8, whole, symmetric=True, positive=True)
+        return replace(choice, spec=wide, on_grid=False)
     if out % 2:
         return _float(choice, f"{out} outputs are an odd number: INT4 lies two a byte")
     fit = [b for b in form.blocks if b <= spec.block and b < width and width % b == 0]
     if not fit:
         return _float(choice, f"no block up to {spec.block} divides its {width} inputs")
-    return replace(choice, spec=BlockSpec(4, max(fit), symmetric=True, positive=True))
+    even = BlockSpec(4, max(fit), symmetric=True, positive=True)
+    kept = choice.on_grid and lies_on_grid(matrix.some_rows(SAMPLED), even)
+    return replace(choice, spec=even, on_grid=kept)
 
 
 def _float(choice: MatrixChoice, reason: str) -> MatrixChoice:

@@ -46,8 +46,11 @@ from qcompile.language import (
     perplexity_metric,
 )
 from qcompile.lock import Lock
+from qcompile.remembered import RememberedSession
 from qcompile.result import CompileResult
 from qcompile.round_weights import Rounded, round_matrices, round_raised, stored_once
+from qcompile.segmented import SegmentedSession
+from qcompile.sizes import LOADED_WHOLE
 from qcompile.stages import Stages
 from qcompile.units import Drop
 from qcompile.verdict import Check, GateResult
@@ -79,9 +82,6 @@ allowed: aimed at 2.4 it was 3.4, then 2.1; more than is needed in 8 bits is byt
 
 UNKNOWN = 100.0
 """How many times too large an error counts that is no number."""
-
-LOADED_WHOLE = 1 << 26
-"""Bytes from which a model that is judged has its weights beside it: they are then mapped, not parsed."""
 
 PERPLEXITY_DROP = Drop(0.03, relative=True)
 """Allowed for perplexity where the user says nothing."""
@@ -169,7 +169,9 @@ def compile_weights(
         )
     algorithm = _algorithm(job, form, bits)
     wanted = None if lock is None else able(follow_plan(matched, options, lock.plan))
-    language = _language(job)
+    beside = job.remembered_reference()
+    language = language_of(beside, job.prepared.inputs)
+    beside.release()
     cache: Cache | None = None
     if options.kv_cache == "int8":
         with stages("calibrate the cache"):
@@ -200,7 +202,7 @@ def compile_weights(
             else:
                 save_model(model, path, external_above=LOADED_WHOLE)
         with stages("gate"):
-            gate = _judge(job, path, language)
+            gate = _judge(job, path, language, beside, last=len(tried) == ATTEMPTS - 1)
         share = raised_share(choices, taken)
         tried.append(Tried(share, taken, rounded, model, path, gate, records))
         fixed = lock is not None or options.plan is not None or len(tried) == ATTEMPTS
@@ -330,7 +332,14 @@ def _disturbances(
     )
 
 
-def _judge(job: Job, path: Path, language: Language | None) -> GateResult:
+def _judge(
+    job: Job,
+    path: Path,
+    language: Language | None,
+    beside: RememberedSession | SegmentedSession,
+    *,
+    last: bool,
+) -> GateResult:
     options, data = job.options, job.data
     metric, limits = data.metric, job.limits()
     engine = job.prepared.target.portable
@@ -349,19 +358,15 @@ def _judge(job: Job, path: Path, language: Language | None) -> GateResult:
         names=data.held.names,
         slices=options.slices,
         extremes=data.extremes(),
-        parts=job.in_parts(),
+        opened=beside,
         rollout=None if job.in_parts() is not None else job.rollout,
         threads=options.threads,
         budget_s=options.gate_time,
         custom_ops=options.custom_ops,
         speed=not engine,
+        time_failed=last,
         config=AS_WRITTEN if engine else None,
     )
-
-
-def _language(job: Job) -> Language | None:
-    """Names of tokens and logits, None where this is no language model."""
-    return language_of(job.open_reference(), job.prepared.inputs)
 
 
 def _generation(job: Job, taken: Tried, language: Language | None) -> Generation | None:
@@ -371,7 +376,7 @@ def _generation(job: Job, taken: Tried, language: Language | None) -> Generation
     if language is None or any(c.name in ("opens", "runs") for c in taken.gate.failed):
         return None
     return compare_generation(
-        job.float_path,
+        job.mapped_float(),
         taken.path,
         job.prepared.inputs,
         list(job.data.held),

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from qcompile.calibrators.exact_grid import lies_on_grid
 from qcompile.ir.blocks import BlockSpec
 from qcompile.ir.errors import OptionError
 from qcompile.ir.graph import is_graph_output, single_consumer
@@ -27,6 +28,12 @@ __all__ = [
 SMALLEST = 4096
 """Elements below which a matrix stays float: it is read from the cache anyway."""
 
+KEPT_BLOCKS = (32, 64, 128)
+"""Blocks that a checkpoint's grid may be kept in: sixteen and 256 are slow."""
+
+SAMPLED = 16
+"""Rows of a matrix that tell whether it comes from a checkpoint in few bits."""
+
 MOST_RAISED = 0.5
 """Of the elements in few bits: with more in 8 bits the target with 8 bits is the better choice."""
 
@@ -41,6 +48,7 @@ class MatrixChoice:
         codebook: indices into the NF4 table, in blocks of ``spec.block``.
         reason: one clause.
         pinned: chosen by the user.
+        on_grid: rows of it lie on this grid already, as a checkpoint in few bits leaves them.
     """
 
     matrix: Matrix
@@ -48,6 +56,7 @@ class MatrixChoice:
     codebook: bool
     reason: str
     pinned: bool = False
+    on_grid: bool = False
 
     @property
     def precision(self) -> str:
@@ -71,19 +80,23 @@ def choose_matrices(
         raise OptionError(
             f"--block {block}: no fast kernel for this target; use {', '.join(map(str, form.blocks))}"
         )
-    return [_choose(matrix, form, bits, block) for matrix in matrices]
+    return [_choose(matrix, form, bits, block, free=options.block is None) for matrix in matrices]
 
 
-def _choose(matrix: Matrix, form: WeightForm, bits: int, block: int) -> MatrixChoice:
+def _choose(matrix: Matrix, form: WeightForm, bits: int, block: int, *, free: bool) -> MatrixChoice:
     out, width = matrix.shape
     if matrix.size < SMALLEST or width < 16:
         return MatrixChoice(matrix, None, False, f"{out} x {width} is too small to gain anything")
     edge = matrix.looked_up or any(_writes_output(matrix, i) for i in range(len(matrix.uses)))
     codebook = form.codebook and not edge and width % block == 0
     chosen, reason = bits, f"weights of {out} x {width}"
+    kept = None
     if edge:
         chosen = max(bits, form.edge_bits)
         reason = "embedding or output head: errors there are not averaged by later layers"
+    elif not codebook:
+        kept = _stored_block(matrix, bits, form.blocks if free else (block,))
+        block = kept or block
     if matrix.looked_up:
         while width % block and block > 16:
             block //= 2
@@ -91,7 +104,20 @@ def _choose(matrix: Matrix, form: WeightForm, bits: int, block: int) -> MatrixCh
             return MatrixChoice(
                 matrix, None, False, f"rows of {width} elements are no whole number of blocks"
             )
-    return MatrixChoice(matrix, BlockSpec(chosen, block), codebook, reason)
+    if kept:
+        reason += ", which lie on such a grid already"
+    return MatrixChoice(
+        matrix, BlockSpec(chosen, block), codebook, reason, on_grid=kept is not None
+    )
+
+
+def _stored_block(matrix: Matrix, bits: int, blocks: Sequence[int]) -> int | None:
+    """The largest block in which a checkpoint's grid can be kept, None where there is no such grid."""
+    rows = matrix.some_rows(SAMPLED)
+    if bits == 8 or not rows.any():
+        return None
+    fast = (b for b in sorted(blocks, reverse=True) if len(blocks) == 1 or b in KEPT_BLOCKS)
+    return next((b for b in fast if lies_on_grid(rows, BlockSpec(bits, b))), None)
 
 
 def _writes_output(matrix: Matrix, index: int) -> bool:
@@ -109,7 +135,9 @@ def with_bits(choice: MatrixChoice, bits: int, reason: str) -> MatrixChoice:
     """The choice on another grid; a pinned one stays."""
     if choice.spec is None or choice.pinned:
         return choice
-    return replace(choice, spec=replace(choice.spec, bits=bits), codebook=False, reason=reason)
+    return replace(
+        choice, spec=replace(choice.spec, bits=bits), codebook=False, reason=reason, on_grid=False
+    )
 
 
 def raise_bits(

@@ -257,3 +257,36 @@ def test_a_model_without_a_matrix_is_not_delivered(tmp_path: Path) -> None:
     )
     assert result.exit_code == 3
     assert "it has no Conv, MatMul, Gemm or LSTM (1 Relu)" in result.report.data["headline"]
+
+
+def dequantized(out: int, width: int, block: int, seed: int) -> np.ndarray:
+    """Integers of 4 bits with float16 scales, as a model exported from such a checkpoint has them."""
+    rng = np.random.default_rng(seed)
+    q = np.clip(np.rint(rng.normal(8, 2, (out, width // block, block))), 0, 15)
+    z = rng.integers(5, 11, q.shape[:2])[..., None]
+    scale = rng.uniform(0.01, 0.04, z.shape).astype(np.float16)
+    return np.asarray(((q - z) * scale).reshape(out, width), np.float32)
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "block", "kept"),
+    [("auto", None, 32), ("awq", None, 32), ("rtn", 16, 16), ("gptq", 64, None)],
+)
+def test_a_checkpoint_s_grid_is_kept_where_its_blocks_allow_it(
+    algorithm: str,
+    block: int | None,
+    kept: int | None,
+    model: onnx.ModelProto,
+    feeds: list[dict[str, np.ndarray]],
+    tmp_path: Path,
+) -> None:
+    arrays = {"up": dequantized(256, WIDTH, 32, 0), "down": dequantized(WIDTH, 256, 32, 1)}
+    for tensor in model.graph.initializer:
+        if tensor.name in arrays:
+            turned = np.ascontiguousarray(arrays[tensor.name].T)
+            tensor.CopyFrom(onnx.numpy_helper.from_array(turned, tensor.name))
+    result = compiled(model, feeds, tmp_path, algorithm=algorithm, block=block, min_sqnr=5)
+    rows = {row["name"]: row for row in result.report.data["matrices"]}
+    for name in arrays:
+        assert (rows[name]["algorithm"] == "kept") == (kept is not None)
+        assert kept is None or (rows[name]["block"] == kept and rows[name]["sqnr_db"] > 120)

@@ -86,6 +86,12 @@ class Matrix:
         stored = self.stored()
         return np.ascontiguousarray(stored.T) if self.turned else stored
 
+    def some_rows(self, most: int) -> npt.NDArray[np.float32]:
+        """At most so many rows of ``array``, spread over all of them; the others are not read."""
+        picked = np.unique(np.linspace(0, self.shape[0] - 1, most).astype(np.intp))
+        stored = self.stored()
+        return np.ascontiguousarray(stored[:, picked].T if self.turned else stored[picked])
+
     def stored(self) -> npt.NDArray[np.float32]:
         """As the file holds it."""
         tensor = self.value.const_value
