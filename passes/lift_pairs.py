@@ -26,6 +26,13 @@ from qcompile.passes.lift_weights import parameters_of
 __all__ = ["LiftPairs"]
 
 
+MOVED = frozenset(
+    {"Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity", "Split", "Slice"}
+    | {"DepthToSpace", "SpaceToDepth", "Gather", "Expand"}
+)
+"""Operators whose results hold numbers of their first input and no others."""
+
+
 @dataclass(frozen=True)
 class LiftPairs:
     """Removes the pairs of the main graph and fills ``state.qparams``."""
@@ -40,9 +47,26 @@ class LiftPairs:
                 _lift(state, node, lifted)
         for value, qparams in lifted.given.items():
             state.qparams.setdefault(value.name or "", qparams)
+        for value, qparams in lifted.given.items():
+            _hand_on(state, value, qparams)
         if lifted.count:
             drop_unused(state.model)
         return PassResult(lifted.count, tuple(lifted.notes))
+
+
+def _hand_on(state: CompileState, value: oir.Value, qparams: QParams) -> None:
+    """What only moves a tensor leaves its grid as it is.
+
+    The layer behind it reads the same numbers, clipped as the model's maker clipped them, also where
+    the move itself runs in float.
+    """
+    for use in value.uses():
+        node = use.node
+        if use.idx == 0 and node.op_type in MOVED and node.domain in ("", "ai.onnx"):
+            for result in node.outputs:
+                if (result.name or "") not in state.qparams:
+                    state.qparams[result.name or ""] = qparams
+                    _hand_on(state, result, qparams)
 
 
 @dataclass

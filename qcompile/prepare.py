@@ -29,6 +29,7 @@ from qcompile.passes.lift_pairs import LiftPairs
 from qcompile.passes.lift_weights import LiftWeights
 from qcompile.passes.prepare import prepare_passes
 from qcompile.passes.quantizable import Site, classify
+from qcompile.passes.recover_grid import RecoverGrid
 from qcompile.passes.widen_half import WidenHalf
 
 __all__ = ["Prepared", "prepare"]
@@ -94,7 +95,14 @@ def prepare(source: Any, target: Target, options: Options, work: Path | None = N
     if contrib and target.ops and target.weights is None:
         passes = [WidenHalf(), *passes]
     if _has_pairs(model):
-        passes = [FoldConstants(), LiftWeights(), *passes, LiftPairs(), KeepWeights()]
+        passes = [
+            FoldConstants(),
+            LiftWeights(),
+            *passes,
+            LiftPairs(),
+            KeepWeights(),
+            RecoverGrid(),
+        ]
     manager = PassManager(passes, frozenset(options.disable))
     fits = room_for(loaded.model, options.memory_limit).fits
     with large_on_disk(None if work is None or fits else work / "prepared"):
