@@ -11,9 +11,9 @@ import onnx_ir as oir
 
 from qcompile.backends import ort
 from qcompile.data.inputs import InputSpec, input_specs
-from qcompile.ir.errors import TargetError
+from qcompile.ir.errors import ModelError, TargetError
 from qcompile.ir.given import NOTHING_GIVEN, Given
-from qcompile.ir.graph import default_opset
+from qcompile.ir.graph import default_opset, origin
 from qcompile.ir.load import Loaded, load_model
 from qcompile.ir.manager import CompileState, PassManager, PassRecord
 from qcompile.ir.notes import Note
@@ -30,6 +30,7 @@ from qcompile.passes.lift_weights import LiftWeights
 from qcompile.passes.prepare import prepare_passes
 from qcompile.passes.quantizable import Site, classify
 from qcompile.passes.recover_grid import RecoverGrid
+from qcompile.passes.spell_fused import SpellFused
 from qcompile.passes.widen_half import WidenHalf
 
 __all__ = ["Prepared", "prepare"]
@@ -76,7 +77,7 @@ def prepare(source: Any, target: Target, options: Options, work: Path | None = N
             not fit in memory lie there.
 
     Raises:
-        ModelError: the model cannot be read or is newer than the runtime.
+        ModelError: the model cannot be read, is newer than the runtime, or laid out for one CPU.
         TargetError: the options pin an opset that the target's form cannot have.
     """
     opset_limit, ir_limit = _limits(options)
@@ -86,6 +87,7 @@ def prepare(source: Any, target: Target, options: Options, work: Path | None = N
         runtime_opset_limit=opset_limit,
         runtime_ir_limit=ir_limit,
     )
+    _check_layouts(loaded)
     model = loaded.model.clone()
     inputs = input_specs(model)
     model, notes = _upgraded(model, target, options)
@@ -103,6 +105,7 @@ def prepare(source: Any, target: Target, options: Options, work: Path | None = N
             KeepWeights(),
             RecoverGrid(),
         ]
+    passes = [SpellFused(), *passes]
     manager = PassManager(passes, frozenset(options.disable))
     fits = room_for(loaded.model, options.memory_limit).fits
     with large_on_disk(None if work is None or fits else work / "prepared"):
@@ -118,6 +121,17 @@ def prepare(source: Any, target: Target, options: Options, work: Path | None = N
         (*loaded.notes, *notes),
         Given(state.qparams, state.weights),
     )
+
+
+def _check_layouts(loaded: Loaded) -> None:
+    """Refuse what ONNX Runtime saved after it had laid tensors out in blocks for one CPU."""
+    blocked = [n for n in loaded.model.graph.all_nodes() if n.domain == "com.microsoft.nchwc"]
+    if blocked:
+        raise ModelError(
+            f"'{origin(blocked[0])}' is one of {len(blocked)} operators of com.microsoft.nchwc: "
+            "ONNX Runtime saved this model in a layout for one CPU (optimization level 'all'); "
+            "needed: the model before that, or saved with level 'extended' or 'basic'"
+        )
 
 
 def _has_pairs(model: oir.Model) -> bool:

@@ -70,6 +70,20 @@ def test_a_truncated_model(capsys: pytest.CaptureFixture[str], tmp_path: Path, m
     assert "m.onnx" in refused(capsys, tmp_path / "out", model)
 
 
+def test_a_model_that_was_saved_in_a_layout_for_one_cpu(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    text = """<ir_version: 8, opset_import: ["": 17, "com.microsoft.nchwc": 1]>
+        g (float[1,3,4,4] x) => (float[1,8,4,4] y) <float[8,3,1,1] w> {
+          [c] y = com.microsoft.nchwc.Conv(x, w)
+        }"""
+    proto = onnx.parser.parse_model(text)
+    proto.graph.initializer.append(numpy_helper.from_array(np.ones((8, 3, 1, 1), np.float32), "w"))
+    onnx.save(proto, tmp_path / "m.onnx")
+    said = refused(capsys, tmp_path / "out", tmp_path / "m.onnx")
+    assert "'c' is one of 1 operators of com.microsoft.nchwc" in said and "'basic'" in said
+
+
 def test_a_missing_model(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert "nowhere.onnx" in refused(capsys, tmp_path / "out", tmp_path / "nowhere.onnx")
 
