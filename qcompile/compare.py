@@ -173,7 +173,7 @@ class OutputComparison:
             self.shape_differs += 1
             sums = self._mismatch(ref, got)
         elif self.kind == "float":
-            sums = self._floats(ref.astype(np.float64), got.astype(np.float64))
+            sums = self._in_parts(ref, got)
         else:
             sums = _Sums(equal=int(np.count_nonzero(ref == got)), count=int(ref.size))
         self.total.add(sums)
@@ -194,6 +194,18 @@ class OutputComparison:
         signal, other = float(np.sum(a * a)), float(np.sum(b * b))
         self.peak = max(self.peak, float(np.max(np.abs(a), initial=0.0)))
         return _Sums(signal=signal, noise=max(signal + other, np.finfo(np.float64).tiny))
+
+    def _in_parts(self, ref: Array, got: Array) -> _Sums:
+        """In float64, which takes many times the memory of the outputs: some of the first axis at a time."""
+        if ref.size <= _TRACKED:
+            return self._floats(ref.astype(np.float64), got.astype(np.float64))
+        self.track = False
+        sums = _Sums()
+        step = max(1, len(ref) * _TRACKED // ref.size)
+        for i in range(0, len(ref), step):
+            part = (array[i : i + step].astype(np.float64) for array in (ref, got))
+            sums.add(self._floats(*part))
+        return sums
 
     def _floats(self, ref: Array, got: Array) -> _Sums:
         finite = np.isfinite(ref)
@@ -229,9 +241,11 @@ class OutputComparison:
     def _classes(self, ref: Array, got: Array) -> None:
         self.rows += ref.shape[0]
         self.same_top += int(np.count_nonzero(ref.argmax(-1) == got.argmax(-1)))
-        p, q = _distribution(ref), _distribution(got)
-        ratio = np.log(np.maximum(p, 1e-12)) - np.log(np.maximum(q, 1e-12))
-        self.kl_sum += float(np.sum(p * ratio))
+        step = max(1, _TRACKED // 8 // ref.shape[-1])
+        for i in range(0, len(ref), step):
+            p, q = (_distribution(rows[i : i + step]) for rows in (ref, got))
+            ratio = np.log(np.maximum(p, 1e-12)) - np.log(np.maximum(q, 1e-12))
+            self.kl_sum += float(np.sum(p * ratio))
 
     def _score(self, sums: _Sums) -> float | None:
         if self.kind == "float":

@@ -203,6 +203,7 @@ def compile_weights(
                 save_model(model, path, external_above=LOADED_WHOLE)
         with stages("gate"):
             gate = _judge(job, path, language, beside, last=len(tried) == ATTEMPTS - 1)
+            beside.release()
         share = raised_share(choices, taken)
         tried.append(Tried(share, taken, rounded, model, path, gate, records))
         fixed = lock is not None or options.plan is not None or len(tried) == ATTEMPTS
