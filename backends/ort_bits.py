@@ -1,6 +1,7 @@
-"""Whether the installed ONNX Runtime multiplies with weights of so many bits: by opening such a node.
+"""What the installed ONNX Runtime does with few bits: found out by opening, or running, such a node.
 
-Its registry lists MatMulNBits, but not for how many bits; releases differ (2 bits came after 1.23).
+Its registry lists MatMulNBits, but not for how many bits; releases differ (2 bits came after 1.23). It lists
+GroupQueryAttention, whose integer cache 1.26 opens and cannot run (1.27 can).
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from qcompile.backends.ort import open_session
 from qcompile.ir.blocks import BlockSpec
 from qcompile.ir.errors import ModelError
 
-__all__ = ["has_bits"]
+__all__ = ["has_bits", "has_integer_cache"]
 
 BLOCK = 32
 
@@ -49,6 +50,65 @@ def has_bits(bits: int) -> bool:
     model = helper.make_model(graph, opset_imports=opsets, ir_version=8)
     try:
         open_session(model.SerializeToString(), threads=1)
+    except ModelError:
+        return False
+    return True
+
+
+@lru_cache(maxsize=1)
+def has_integer_cache() -> bool:
+    """Whether GroupQueryAttention runs here on a cache of int8, with a scale for each channel."""
+    heads, width = 1, 8
+    cache: list[str | int | None] = [1, heads, "tokens", width]
+    scale = numpy_helper.from_array(np.ones((1, heads, 1, width), np.float32), "scale")
+    inputs = [
+        *["x", "x", "x", "past", "past", "lengths", "total"],
+        "",
+        "",
+        "",
+        "",
+        "",
+        "scale",
+        "scale",
+    ]
+    node = helper.make_node(
+        "GroupQueryAttention",
+        inputs,
+        ["y", "key", "value"],
+        domain="com.microsoft",
+        num_heads=heads,
+        kv_num_heads=heads,
+        k_quant_type="PER_CHANNEL",
+        v_quant_type="PER_CHANNEL",
+        kv_cache_bit_width=8,
+    )
+    value, int8 = helper.make_tensor_value_info, onnx.TensorProto.INT8
+    graph = helper.make_graph(
+        [node],
+        "probe",
+        [
+            value("x", onnx.TensorProto.FLOAT, [1, 1, width]),
+            value("past", int8, cache),
+            value("lengths", onnx.TensorProto.INT32, [1]),
+            value("total", onnx.TensorProto.INT32, []),
+        ],
+        [
+            value("y", onnx.TensorProto.FLOAT, None),
+            value("key", int8, None),
+            value("value", int8, None),
+        ],
+        [scale],
+    )
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=8)
+    feed = {
+        "x": np.ones((1, 1, width), np.float32),
+        "past": np.zeros((1, heads, 0, width), np.int8),
+        "lengths": np.zeros(1, np.int32),
+        "total": np.array(1, np.int32),
+    }
+    try:
+        open_session(model.SerializeToString(), threads=1).run(feed)
     except ModelError:
         return False
     return True

@@ -7,13 +7,15 @@ stays the same at positions that no sample reaches. Values keep their channels.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as oir
 
+from qcompile.backends.ort_bits import has_integer_cache
+from qcompile.backends.ort_cache import store_cache
 from qcompile.capture import capture
 from qcompile.data.inputs import Feed, is_cache
 from qcompile.ir.cache import CachePair
@@ -21,9 +23,10 @@ from qcompile.ir.errors import OptionError
 from qcompile.ir.graph import attribute
 from qcompile.ir.target import Target
 from qcompile.job import Job
+from qcompile.oldest_runtime import INTEGER_CACHE, first_release, parse_release
 from qcompile.segmented import SegmentedSession
 
-__all__ = ["STEPS", "Cache", "cache_pairs", "check_target", "find_cache"]
+__all__ = ["STEPS", "Cache", "cache_pairs", "check_target", "find_cache", "stored"]
 
 STEPS = 64
 """Decoding steps that a cache in 8 bits is judged over where none were asked for."""
@@ -40,13 +43,15 @@ class Cache:
     """A cache in 8 bits.
 
     Attributes:
-        pairs: inputs and outputs with their scales.
+        by_channel: inputs and outputs with a scale for each head and channel.
+        pairs: the same with the scales that the graph has; empty before it is stored.
         samples: from how many samples these are.
         ways: how the graph stores them -> how many.
     """
 
-    pairs: tuple[CachePair, ...]
+    by_channel: tuple[CachePair, ...]
     samples: int
+    pairs: tuple[CachePair, ...] = ()
     ways: Mapping[str, int] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
@@ -70,7 +75,7 @@ class Cache:
     @property
     def token_bytes(self) -> tuple[int, int]:
         """What one token adds to a row's cache; float, in 8 bits."""
-        elements = sum(pair.scale.size for pair in self.pairs)
+        elements = sum(pair.scale.size for pair in self.by_channel)
         return 4 * elements, elements
 
 
@@ -132,6 +137,16 @@ def find_cache(job: Job) -> Cache:
             peaks[name] = np.maximum(peaks.get(name, found), found)
     pairs = tuple(CachePair(into, out, _scale(peaks[out])) for out, into in state.items())
     return Cache(pairs, len(feeds))
+
+
+def stored(model: oir.Model, cache: Cache, min_ort: str | None) -> Cache:
+    """Let a lowered model keep its cache in 8 bits, in place; the cache as it is there."""
+    able = has_integer_cache()
+    if min_ort is not None:
+        first = first_release(INTEGER_CACHE)
+        able = able and first is not None and parse_release(min_ort) >= first
+    pairs, ways = store_cache(model, cache.by_channel, group_query=able)
+    return replace(cache, pairs=pairs, ways=ways)
 
 
 def _presents(job: Job, names: list[str], feeds: list[Feed]) -> Iterator[Mapping[str, Any]]:

@@ -17,7 +17,15 @@ import onnx_ir as oir
 from qcompile.ir.errors import OptionError
 from qcompile.ir.graph import default_opset
 
-__all__ = ["Oldest", "Release", "limits_of", "oldest_runtime", "parse_release"]
+__all__ = [
+    "INTEGER_CACHE",
+    "Oldest",
+    "Release",
+    "first_release",
+    "limits_of",
+    "oldest_runtime",
+    "parse_release",
+]
 
 Release = tuple[int, int]
 """Major and minor number: patches open what their minor release opens."""
@@ -40,6 +48,8 @@ _RELEASES: tuple[tuple[Release, int, int], ...] = (
     ((1, 25), 26, 13),
 )
 """Release, newest opset of the default domain, newest IR version."""
+
+INTEGER_CACHE = "GroupQueryAttention on an integer cache"
 
 _SINCE: dict[str, Release] = {
     **dict.fromkeys(
@@ -85,6 +95,7 @@ _SINCE: dict[str, Release] = {
     "RotaryEmbedding": (1, 16),
     "QMoE": (1, 18),
     "GatherBlockQuantized": (1, 20),
+    INTEGER_CACHE: (1, 27),
 }
 """Operators of com.microsoft -> first release whose CPU build has them."""
 
@@ -135,6 +146,11 @@ def limits_of(release: Release) -> tuple[int, int]:
     return opset, ir_version
 
 
+def first_release(what: str) -> Release | None:
+    """The first release whose CPU build has an operator of com.microsoft, or a form of it."""
+    return _SINCE.get(what)
+
+
 def oldest_runtime(model: oir.Model) -> Oldest:
     """The oldest release that opens ``model``, and why."""
     needs: list[tuple[Release | None, str]] = [
@@ -158,4 +174,5 @@ def _first(opset: int = 0, ir_version: int = 0) -> Release | None:
 def _contributed(model: oir.Model) -> Iterator[str]:
     for node in model.graph.all_nodes():
         if node.domain == "com.microsoft":
-            yield node.op_type
+            integers = "kv_cache_bit_width" in node.attributes
+            yield INTEGER_CACHE if integers else node.op_type

@@ -19,11 +19,10 @@ import onnx_ir as oir
 
 from qcompile.backends.ort import AS_WRITTEN
 from qcompile.backends.ort_bits import has_bits
-from qcompile.backends.ort_cache import store_cache
 from qcompile.backends.ort_nbits import Stored, lower_weights
 from qcompile.backends.trt_weights import lower_to_dequantize
 from qcompile.balance_inputs import fold_columns
-from qcompile.cache_scales import Cache, find_cache
+from qcompile.cache_scales import Cache, find_cache, stored
 from qcompile.checkpoint import Checkpoint, progress_folder
 from qcompile.disturbance import disturbances, divergence, relative_error
 from qcompile.finish import deliver
@@ -196,7 +195,7 @@ def compile_weights(
             path = job.work / f"weights{len(tried)}.onnx"
             model = lower(job.prepared.model, rounded, form)
             if cache is not None:
-                cache = replace(cache, ways=store_cache(model, cache.pairs))
+                cache = stored(model, cache, options.min_ort)
             if engine:
                 records = save_for_engine(job, model, peaks, path)
             else:

@@ -10,9 +10,11 @@ import onnx_ir as oir
 import pytest
 
 from qcompile.backends.ort import max_opset, open_session
+from qcompile.backends.ort_bits import has_integer_cache
 from qcompile.backends.ort_cache import store_cache
 from qcompile.ir.cache import CachePair, from_integers
 from qcompile.ir.errors import PassError
+from qcompile.oldest_runtime import oldest_runtime
 
 HEADS, WIDTH = 2, 8
 SHAPE = f"[b, {HEADS}, p, {WIDTH}]"
@@ -54,12 +56,16 @@ def scale(seed: int) -> np.ndarray:
     return (rng.uniform(4, 8, (1, HEADS, 1, WIDTH)) / 127).astype(np.float32)
 
 
-def stored(text: str, names: dict[str, str]) -> tuple[bytes, bytes, dict[str, int], oir.Model]:
+def stored(
+    text: str, names: dict[str, str], *, group_query: bool = True
+) -> tuple[bytes, bytes, dict[str, int], oir.Model]:
     """The float model and the one with its caches in 8 bits."""
     proto = onnx.parser.parse_model(text)
     model = oir.from_proto(proto)
     pairs = [CachePair(past, out, scale(i)) for i, (past, out) in enumerate(names.items())]
-    ways = store_cache(model, pairs)
+    used, ways = store_cache(model, pairs, group_query=group_query)
+    inside = "inside GroupQueryAttention" in ways
+    assert {pair.scale.shape for pair in used} == {(1, HEADS, 1, WIDTH if inside else 1)}
     made = oir.to_proto(model)
     onnx.checker.check_model(made)
     return proto.SerializeToString(), made.SerializeToString(), ways, model
@@ -74,7 +80,7 @@ def test_what_is_new_is_rounded_once_in_front_of_a_concat(axis: str) -> None:
     before, after, ways, model = stored(CONCAT.replace("AXIS", axis), {"past": "present"})
     assert ways == {"rounded in front of Concat": 1}
     assert [n.op_type for n in model.graph] == [
-        "Mul", "QuantizeLinear", "Concat", "Cast", "Mul", "Mul", "ReduceSum",
+        "QuantizeLinear", "Concat", "DequantizeLinear", "Mul", "ReduceSum",
     ]  # fmt: skip
     found = types(model)
     assert found["past"] == found["present"] == oir.DataType.INT8
@@ -110,7 +116,9 @@ def test_a_face_of_floats_and_the_integers_behind_it() -> None:
     present = session.run_raw(own)["present"]
     assert present.dtype == np.int8
     np.testing.assert_array_equal(present[:, :, :2], own["past"])
-    np.testing.assert_array_equal(session.run(feed)["present"], from_integers(present, scale(0)))
+    np.testing.assert_array_equal(
+        session.run(feed)["present"], from_integers(present, session.cache[0].scale)
+    )
 
 
 def test_a_concat_that_does_more_keeps_its_floats() -> None:
@@ -152,15 +160,29 @@ def attention_feeds(rng: np.random.Generator, tokens: int, group_query: bool, do
     return feed
 
 
-@pytest.mark.parametrize("form", ["GroupQueryAttention", "Attention"])
-def test_attention_decodes_as_float_does_on_what_the_integers_say(form: str) -> None:
-    if form == "Attention" and max_opset() < 23:
+@pytest.mark.parametrize(
+    ("form", "inside"),
+    [
+        ("", True),
+        (", softcap = 20.0", True),
+        (", local_window_size = 3", True),
+        (", scale = 0.3", True),
+        ("", False),
+        (", smooth_softmax = 1", False),
+        ("Attention", False),
+    ],
+)
+def test_attention_decodes_as_float_does_on_what_the_integers_say(form: str, inside: bool) -> None:
+    group_query = form != "Attention"
+    if inside and not has_integer_cache():
+        pytest.skip("this ONNX Runtime's GroupQueryAttention takes no integers")
+    if not group_query and max_opset() < 23:
         pytest.skip("this ONNX Runtime has no opset 23")
-    group_query = form == "GroupQueryAttention"
-    text = GROUP_QUERY.replace("MORE", "") if group_query else ATTENTION
-    before, after, ways, model = stored(text, {"past_k": "new_k", "past_v": "new_v"})
-    way = "inside GroupQueryAttention" if group_query else "new rows rounded behind Attention"
-    assert ways == {way: 2}
+    text = GROUP_QUERY.replace("MORE", form) if group_query else ATTENTION
+    names = {"past_k": "new_k", "past_v": "new_v"}
+    before, after, ways, model = stored(text, names, group_query=inside or bool(form))
+    way = "inside GroupQueryAttention" if inside else "rounded behind GroupQueryAttention"
+    assert ways == {way if group_query else "new rows rounded behind Attention": 2}
     assert set(types(model).values()) >= {oir.DataType.INT8}
     exact, session = open_session(before), open_session(after)
     rng = np.random.default_rng(7)
@@ -181,16 +203,12 @@ def test_attention_decodes_as_float_does_on_what_the_integers_say(form: str) -> 
         np.testing.assert_array_equal(raw[:, :, :done], session.given(past)["past_k"])
 
 
-def test_a_form_of_group_query_attention_that_was_not_tried_is_left_as_it_is() -> None:
-    text = GROUP_QUERY.replace("MORE", ", smooth_softmax = 1")
-    _, after, ways, model = stored(text, {"past_k": "new_k", "past_v": "new_v"})
-    assert ways == {"rounded behind GroupQueryAttention": 2}
-    node = next(n for n in model.graph if n.op_type == "GroupQueryAttention")
-    assert "kv_cache_bit_width" not in node.attributes
-    open_session(after)
+def test_a_new_form_of_an_operator_needs_a_new_runtime() -> None:
+    _, _, _, model = stored(GROUP_QUERY.replace("MORE", ""), {"past_k": "new_k", "past_v": "new_v"})
+    assert oldest_runtime(model).text == "1.27"
 
 
 def test_a_cache_that_is_not_there_is_an_error() -> None:
     model = oir.from_proto(onnx.parser.parse_model(CONCAT.replace("AXIS", "2")))
     with pytest.raises(PassError, match="'other' -> 'present' is not in the lowered graph"):
-        store_cache(model, [CachePair("other", "present", scale(0))])
+        store_cache(model, [CachePair("other", "present", scale(0))], group_query=False)
