@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -149,9 +150,13 @@ class Session:
         cache: what is float at this face alone.
     """
 
+    cache: tuple[CachePair, ...] = ()
+    _past: Mapping[str, npt.NDArray[np.float32]] = MappingProxyType({})
+    _present: Mapping[str, npt.NDArray[np.float32]] = MappingProxyType({})
+
     def __init__(self, raw: Any) -> None:
         self.raw = raw
-        self.cache: tuple[CachePair, ...] = read_pairs(raw.get_modelmeta().custom_metadata_map)
+        self.cache = read_pairs(raw.get_modelmeta().custom_metadata_map)
         self._past = {pair.past: pair.scale for pair in self.cache}
         self._present = {pair.present: pair.scale for pair in self.cache}
         self.inputs: tuple[Port, ...] = _ports(raw.get_inputs(), self._past)

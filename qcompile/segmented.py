@@ -50,7 +50,6 @@ class SegmentedSession(Session):
             threads: inside operators.
             custom_ops: library with custom operators.
         """
-        self.cache, self._past, self._present = (), {}, {}
         self.inputs = tuple(_port(v) for v in model.graph.inputs if not v.is_initializer())
         self.outputs = tuple(_port(v) for v in model.graph.outputs)
         self.why = why
