@@ -196,6 +196,8 @@ def _replace(
     graph.remove(last, safe=True)
     if use.node is not last and not is_graph_output(use.node.outputs[0]):
         graph.remove(use.node, safe=True)
+    if not is_graph_output(node.outputs[0]):
+        node.outputs[0].name = old.name  # the same tensor, under the name by which it is compared
     return node
 
 

@@ -12,6 +12,7 @@ from qcompile.data.inputs import Feed
 from qcompile.ir.errors import CalibrationError, ModelError
 from qcompile.ir.graph import drop_unused, fresh_name
 from qcompile.ir.save import save_model
+from qcompile.sizes import LOADED_WHOLE
 
 __all__ = ["capture", "tensor_sizes"]
 
@@ -53,7 +54,7 @@ def capture(
     work.graph.outputs.clear()
     work.graph.outputs.extend(made)
     drop_unused(work)
-    save_model(work, path)
+    save_model(work, path, external_above=LOADED_WHOLE)
     session = open_session(
         path,
         threads=threads,
@@ -99,7 +100,7 @@ def tensor_sizes(
         graph.outputs.append(result)
     names = [value.name or "" for value in graph.outputs]
     drop_unused(work)
-    save_model(work, path)
+    save_model(work, path, external_above=LOADED_WHOLE)
     session = open_session(path, custom_ops=custom_ops, variable_shapes=True)
     found = _run(session, feed, names, 0)
     for value, name in zip(made, names, strict=True):

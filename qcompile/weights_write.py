@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,10 @@ from qcompile.layers import integer_share, layer_row, macs_by_origin
 from qcompile.lock import Lock
 from qcompile.outcome import settle
 from qcompile.report import CompileReport
+from qcompile.report_data.details import add_times
 from qcompile.report_data.graph_rows import graph_rows, node_names
+from qcompile.report_data.layer_errors import layer_errors
+from qcompile.report_data.operator_times import Times, operator_times
 from qcompile.report_data.worst_samples import worst_samples
 from qcompile.reuse import byte_inputs
 from qcompile.stages import Stages
@@ -81,24 +85,45 @@ def write_weights(
 
 def _details(job: Job, made: Compressed) -> dict[str, Any]:
     """What the report's page draws; ranges and histograms belong to targets with integer activations."""
-    prepared = job.prepared
-    graph = graph_rows(prepared.model, node_names(prepared.model, prepared.sites))
-    for row in graph["nodes"]:
-        row["sqnr_db"] = None
-    left_out = ["error by layer: not taken apart; `matrices` has each one's error"]
+    prepared, taken = job.prepared, made.taken
+    names = node_names(prepared.model, prepared.sites)
+    graph = graph_rows(prepared.model, names)
+    written = [w for row in graph["nodes"] for w in row["writes"][:1]]
+    errors: dict[str, float | None] = {}
+    times: Times | None = None
     samples: list[dict[str, Any]] = []
-    try:
-        samples = worst_samples(job, made.taken.path, made.taken.gate, None)
-    except QCompileError as e:
-        left_out.append(f"worst samples: {e}")
+    left_out: list[str] = []
+    parts = job.in_parts()
+    if parts is not None:
+        left_out.append(f"error by layer and time by operator: {parts.why}")
+    else:
+        with _told("error by layer", left_out):
+            errors = layer_errors(job, taken.model, written)
+        with _told("time by operator", left_out):
+            times = operator_times(job, taken.path, taken.gate)
+    with _told("worst samples", left_out):
+        samples = worst_samples(job, taken.path, taken.gate, None)
+    for row in graph["nodes"]:
+        row["sqnr_db"] = errors.get(row["writes"][0]) if row["writes"] else None
+    if times is not None:
+        add_times(prepared.model, names, {row["origin"]: row for row in graph["nodes"]}, times)
     return {
         "graph": graph,
         "tensors": [],
         "weights": [],
-        "operators": None,
+        "operators": None if times is None else times.rows(),
         "samples": samples,
         "left_out": left_out,
     }
+
+
+@contextmanager
+def _told(what: str, left_out: list[str]) -> Iterator[None]:
+    """What cannot be found out is named, and never fails a compile."""
+    try:
+        yield
+    except QCompileError as e:
+        left_out.append(f"{what}: {e}")
 
 
 def _candidates(made: Compressed) -> list[dict[str, Any]]:

@@ -86,6 +86,12 @@ def test_every_matrix_is_lowered_and_the_tied_one_is_stored_once(
     assert all(row["requested"] == row["realised"] for row in report["layers"])
     assert report["integer_mac_share"] == 1.0
     assert {w["name"] for w in report["matrices"]} == {"embedding", "up", "down"}
+    apart = {w: row["sqnr_db"] for row in report["graph"]["nodes"] for w in row["writes"]}
+    assert {"x", "b", "s", "logits"} <= apart.keys()
+    assert all(apart[name] > 10 for name in ("x", "b", "s", "logits"))
+    assert apart["s"] < apart["x"]  # what is lost adds up along the depth
+    assert product in {row["op_type"] for row in report["operators"]["after"]}
+    assert "MatMul" in {row["op_type"] for row in report["operators"]["before"]}
 
 
 def test_the_bias_joins_the_kernel(

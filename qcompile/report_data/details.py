@@ -22,7 +22,7 @@ from qcompile.report_data.weight_rows import weight_rows
 from qcompile.report_data.worst_samples import worst_samples
 from qcompile.verdict import GateResult
 
-__all__ = ["Built", "describe_details"]
+__all__ = ["Built", "add_times", "describe_details"]
 
 T = TypeVar("T")
 
@@ -80,7 +80,7 @@ def describe_details(
         None,
     )
     if times is not None:
-        _add_times(prepared.model, names, by_layer, times)
+        add_times(prepared.model, names, by_layer, times)
     for row in graph["nodes"]:
         row["sqnr_db"] = errors.get(row["writes"][0]) if row["writes"] else None
     if built.costs is not None:
@@ -97,7 +97,7 @@ def describe_details(
     }
 
 
-def _add_times(
+def add_times(
     model: oir.Model, names: dict[oir.Node, str], rows: dict[str, dict[str, Any]], times: Times
 ) -> None:
     """Each node's time in the user's model (of all nodes that it stands for) and in the artifact."""

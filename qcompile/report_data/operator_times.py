@@ -57,7 +57,7 @@ def operator_times(job: Job, artifact: Path, gate: GateResult) -> Times | None:
             least=3 if slow else 5,
             custom_ops=job.options.custom_ops,
         )
-        for name, path in (("float", job.float_path), ("artifact", artifact))
+        for name, path in (("float", job.mapped_float()), ("artifact", artifact))
     ]
     return Times(*made)
 
