@@ -6,6 +6,11 @@ Pulled towards W by a ridge, for a few samples show the noise only roughly:
 
     V = (W X + r W) (H + r)^-1,   X = cov(x, x'),   H = cov(x', x'),   r = ridge * mean(diag H)
 
+Regression on noisy inputs shrinks: it answers noise by smaller outputs, least squares or not (the
+attenuation of Fuller, "Measurement Error Models", 1987). A rare large output, the score of a detection or of
+a rare character, then falls below its rivals, and no mean square error sees it. So each output is made
+larger until its slope on float's output is 1 again: V_c * var(y_c) / cov(y_c, V_c x').
+
 Rounding V by the covariance H then minimizes the whole difference. The same aim, for GPTQ, is that
 of Li et al., "GPTAQ: Efficient Finetuning-Free Quantization for Asymmetric Calibration", 2025; the
 mean of the difference is what the empirical bias correction of Nagel et al., "Data-Free Quantization
@@ -20,6 +25,9 @@ import numpy as np
 import numpy.typing as npt
 
 __all__ = ["Moments", "position_weights", "refit"]
+
+MOST = 2.0
+"""Largest factor by which an output is made larger: noise grows with it."""
 
 EVENING = 0.03
 """Share of the mean energy added to each position's, so that empty positions do not rule either."""
@@ -42,14 +50,19 @@ class Moments:
         self._reference = np.zeros((0, 0), np.float32)
         self._sums = np.zeros((2, 0, 0))
         self._products = np.zeros((2, 0, 0, 0))
+        self._level = np.zeros((0, 0), np.float32)
+        self._outputs = np.zeros((2, 0, 0))
 
-    def update(self, exact: FloatArray, noisy: FloatArray, weights: FloatArray) -> None:
+    def update(
+        self, exact: FloatArray, noisy: FloatArray, weights: FloatArray, outputs: FloatArray
+    ) -> None:
         """Take in columns (groups, d, p).
 
         Args:
             exact: of the float model.
             noisy: of the quantized model, at the same positions.
             weights: (p,), how much each position counts.
+            outputs: (groups, out, p), what the float layer makes of ``exact``.
         """
         if not self._weight:
             groups, d, _ = exact.shape
@@ -57,6 +70,9 @@ class Moments:
             mean = exact.mean(axis=2, dtype=np.float64).astype(np.float32)
             self._reference = mean if self._centred else np.zeros_like(mean)
             self._sums = np.zeros((2, groups, d))
+            level = outputs.mean(axis=2, dtype=np.float64).astype(np.float32)
+            self._level = level if self._centred else np.zeros_like(level)
+            self._outputs = np.zeros((2, *level.shape))
             if self._kept:
                 self._products = np.zeros((2, groups, d, d))
         root = np.sqrt(weights)
@@ -68,6 +84,9 @@ class Moments:
             self._products[0] += np.matmul(x, y.transpose(0, 2, 1))
             self._products[1] += np.matmul(y, y.transpose(0, 2, 1))
         self._weight += float(weights.sum(dtype=np.float64))
+        z = (outputs - self._level[:, :, None]) * root
+        self._outputs[0] += np.matmul(z, root)
+        self._outputs[1] += np.einsum("gop,gop->go", z, z)
 
     def _offset(self, which: int) -> Array:
         offset = self._sums[which] / self._weight
@@ -94,6 +113,12 @@ class Moments:
         return np.asarray(self._products[0] / self._weight - outer)
 
     @property
+    def wanted(self) -> Array:
+        """(groups, out): variance of the float layer's output, about 0 where means are left in."""
+        mean, energy = self._outputs / self._weight
+        return np.asarray(energy - np.square(mean) if self._centred else energy)
+
+    @property
     def noisy(self) -> Array:
         """(groups, d, d): covariance of the noisy inputs."""
         outer = self._offset(1)[:, :, None] * self._offset(1)[:, None, :]
@@ -114,14 +139,23 @@ def position_weights(outputs: FloatArray) -> FloatArray:
 
 
 def refit(weights: Array, moments: Moments, ridges: Sequence[float]) -> list[Array]:
-    """For each ridge, (groups, d, out): what reads noisy inputs best, pulled towards ``weights``."""
+    """For each ridge, (groups, d, out): what reads noisy inputs best, pulled towards ``weights``.
+
+    Outputs are as large as float's, see above.
+    """
     noisy, d = moments.noisy, weights.shape[1]
     explained = np.matmul(moments.cross.transpose(0, 2, 1), weights)
     mean = np.einsum("gii->g", noisy) / d
     mean = np.where(mean > 0, mean, 1.0)[:, None, None]
-    return [
-        np.asarray(
-            np.linalg.solve(noisy + ridge * mean * np.eye(d), explained + ridge * mean * weights)
-        )
+    found = [
+        np.linalg.solve(noisy + ridge * mean * np.eye(d), explained + ridge * mean * weights)
         for ridge in ridges
     ]
+    return [np.asarray(one * _growth(one, explained, moments)[:, None, :]) for one in found]
+
+
+def _growth(values: Array, explained: Array, moments: Moments) -> Array:
+    """(groups, out): what makes the slope of each output on float's 1."""
+    together = np.einsum("gdo,gdo->go", explained, values)
+    growth = moments.wanted / np.where(together > 0, together, np.inf)
+    return np.asarray(np.clip(growth, 1.0, MOST))

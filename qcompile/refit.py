@@ -253,7 +253,8 @@ class _Refit:
             return []
         moments = Moments(centred=shiftable, products=whole)
         for exact, seen in self._samples(layer, reader, at, exact_at, teach=True):
-            moments.update(exact, seen, position_weights(_outputs(layer.real, exact)))
+            outputs = _outputs(layer.real, exact)
+            moments.update(exact, seen, position_weights(outputs), outputs)
         if not moments.finite():
             return []
         found: list[_Choice] = []

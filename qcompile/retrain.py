@@ -1,8 +1,8 @@
 """``--from build/``: what an earlier compile decided, carried over to a retrained checkpoint.
 
 Plan, range estimators, factors of channels and disabled passes are taken over; ranges are measured
-anew with those estimators, weights learned anew, and the gate judges as ever. Nothing is searched,
-which is what takes the time. What moved since then is told.
+anew with those estimators, weights learned and refitted anew, and the gate judges as ever. Nothing is
+searched, which is what takes the time. What moved since then is told.
 """
 
 from __future__ import annotations

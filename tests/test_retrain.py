@@ -14,6 +14,7 @@ from onnx import numpy_helper
 import qcompile
 from qcompile.cli import main
 from qcompile.ir.errors import OptionError
+from qcompile.planner import search
 
 QUICK: dict[str, Any] = {"min_speedup": 0.01, "gate_time": "1s", "effort": "fast", "threads": 1}
 
@@ -69,6 +70,28 @@ def test_plan_and_estimators_are_carried_over(base: Path, tmp_path: Path) -> Non
     new = json.loads((tmp_path / "out" / "qcompile.lock").read_text())["ranges"]
     assert {n: r[2] for n, r in old.items()} == {n: r[2] for n, r in new.items()}
     assert old != new
+
+
+def test_the_carried_plan_is_refitted(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[list[str]] = []
+    original = search.refine
+
+    def seen(job: Any, builder: Any, race: Any, order: Any, reporter: Any) -> Any:
+        asked.append([c.name for c in order])
+        return original(job, builder, race, order, reporter)
+
+    monkeypatch.setattr(search, "refine", seen)
+    model = net(tmp_path / "tuned.onnx", tuned=0.2)
+    slow = {**QUICK, "effort": "default"}
+    given: dict[str, Any] = {"calibration": feeds(), "base": base}
+    result = qcompile.compile(model, output=tmp_path / "out", **given, **slow)
+    assert asked == [["all that can be integer"]]
+    plans = {c["name"] for c in result.report.data["plan"]["candidates"]}
+    assert plans <= {"all that can be integer", "all that can be integer, refitted"}
+    requested = {row["origin"]: row["requested"] for row in result.report.data["layers"]}
+    assert requested["second"] == "float"
 
 
 def test_what_moved_is_told(base: Path, tmp_path: Path) -> None:

@@ -82,9 +82,12 @@ def search(
     race = open_race(job, builder, SECONDS_EACH[job.options.effort])
     with watch("build and compare"):
         first = race.accuracy("all that can be integer", start)
+    if replay and job.base is None:
+        return Found((first,), (first,), "replayed from the lock")
     if replay:
-        how = "replayed from the lock" if job.base is None else "carried over with --from"
-        return Found((first,), (first,), how)
+        with watch("refit"):
+            better = refine(job, builder, race, [first], reporter)
+        return Found((*better, first), (first, *better), "carried over with --from")
     if all(layer.pinned for layer in start.layers):
         with watch("refit"):
             better = refine(job, builder, race, [first], reporter)

@@ -15,17 +15,25 @@ def drawn(noise: float, count: int = 200_000, mean: float = 0.0) -> tuple[np.nda
     return exact.astype(np.float32), seen.astype(np.float32)
 
 
-def moments_of(exact: np.ndarray, seen: np.ndarray, parts: int = 1) -> Moments:
+def moments_of(
+    exact: np.ndarray, seen: np.ndarray, parts: int = 1, weights: np.ndarray | None = None
+) -> Moments:
     found = Moments()
+    layer = np.ones((1, 3, 1)) if weights is None else weights
     for x, y in zip(np.array_split(exact, parts, 2), np.array_split(seen, parts, 2), strict=True):
-        found.update(x, y, np.full(x.shape[2], 1 / x.shape[2], np.float32))
+        each = np.full(x.shape[2], 1 / x.shape[2], np.float32)
+        found.update(x, y, each, outputs_of(layer, x))
     return found
+
+
+def outputs_of(weights: np.ndarray, x: np.ndarray) -> np.ndarray:
+    return np.matmul(weights.astype(np.float32).transpose(0, 2, 1), x)
 
 
 def test_without_noise_the_weights_stay() -> None:
     exact, seen = drawn(0.0)
     weights = np.random.default_rng(1).standard_normal((1, 3, 4))
-    (found,) = refit(weights, moments_of(exact, seen), [1e-9])
+    (found,) = refit(weights, moments_of(exact, seen, weights=weights), [1e-9])
     np.testing.assert_allclose(found, weights, rtol=1e-5)
 
 
@@ -34,7 +42,23 @@ def test_independent_noise_shrinks_each_weight_as_wiener_says() -> None:
     weights = np.ones((1, 3, 1))
     (found,) = refit(weights, moments_of(exact, seen), [1e-9])
     variance = np.array([1.0, 4.0, 0.25])
-    np.testing.assert_allclose(found[0, :, 0], variance / (variance + 0.25), atol=0.01)
+    shrunk = variance / (variance + 0.25)
+    growth = variance.sum() / (shrunk @ variance)
+    np.testing.assert_allclose(found[0, :, 0], growth * shrunk, atol=0.01)
+
+
+@pytest.mark.parametrize("noise", [0.3, 1.0, 4.0])
+def test_outputs_are_as_large_as_floats_up_to_a_factor_of_two(noise: float) -> None:
+    exact, seen = drawn(noise, mean=20.0)
+    weights = np.array([[[1.0, -0.5], [0.5, 2.0], [3.0, 1.0]]])
+    (found,) = refit(weights, moments_of(exact, seen, 3, weights), [1e-9])
+    variance = np.array([1.0, 4.0, 0.25])
+    kept = variance / (variance + noise**2)
+    for which in (0, 1):
+        signal = np.square(weights[0, :, which]) * variance
+        y, back = outputs_of(weights, exact)[0, which], outputs_of(found, seen)[0, which]
+        slope = (y - y.mean()) @ back / np.square(y - y.mean()).sum()
+        assert slope == pytest.approx(min(1.0, 2.0 * (signal @ kept) / signal.sum()), abs=0.02)
 
 
 def test_a_ridge_pulls_towards_the_weights() -> None:
@@ -58,7 +82,7 @@ def test_streaming_is_the_whole() -> None:
 def test_means_stay_in_where_no_bias_takes_them() -> None:
     exact, seen = drawn(0.0, 1000, mean=3.0)
     found = Moments(centred=False)
-    found.update(exact, seen, np.full(1000, 0.001, np.float32))
+    found.update(exact, seen, np.full(1000, 0.001, np.float32), exact[:, :1])
     assert not found.exact_mean.any()
     whole = seen[0].astype(np.float64)
     np.testing.assert_allclose(found.noisy[0], whole @ whole.T / 1000, rtol=1e-4)
@@ -88,10 +112,10 @@ def test_without_products_there_are_means_alone() -> None:
     weights = np.full(40, 1 / 40, np.float32)
     lean, full = Moments(products=False), Moments()
     for one in (lean, full):
-        one.update(exact, noisy, weights)
+        one.update(exact, noisy, weights, exact)
     np.testing.assert_array_equal(lean.exact_mean, full.exact_mean)
     np.testing.assert_array_equal(lean.noisy_mean, full.noisy_mean)
     assert lean.finite() and full.finite()
     noisy[0, 0, 0] = np.inf
-    lean.update(exact, noisy, weights)
+    lean.update(exact, noisy, weights, exact)
     assert not lean.finite()
