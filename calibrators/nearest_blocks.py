@@ -1,8 +1,15 @@
 """Round each block to the nearest integers, after a search for the range that loses least.
 
-The range is shrunk in steps, the scale refitted by least squares, and the best kept. With the mean
-squares of the inputs as importance, the loss is the error of the layer's output for uncorrelated
-inputs (the "importance matrix" of llama.cpp's k-quants).
+The range is shrunk in steps and the best kept. With the mean squares of the inputs as importance, the loss
+is the error of the layer's output for uncorrelated inputs (the "importance matrix" of llama.cpp's k-quants),
+and scales are refitted by least squares too.
+
+Without data nothing says that a large weight may be cut off, and the least squared error cuts off too
+many, so fourth powers are summed then. And a scale that errs least makes weights smaller on the whole, in
+every layer; it is set so that a block's projection on its real weights is these. Squares, the full range,
+fourth powers, the same with such scales: SmolLM2-135M in blocks of 128, perplexity (float 42.8), 3 bits 251,
+178, 122, 119, 4 bits 62.8, 52.4, 57.1, 56.6; 4 bits in 64s, SQNR in dB of Whisper's decoder 17.2, 20.6, 17.5,
+20.0, its encoder 14.9, 15.1, 14.6, 15.1, MiniLM 11.3, 10.9, 11.4, 11.3.
 """
 
 from __future__ import annotations
@@ -22,6 +29,9 @@ Start = Callable[[float], tuple[Floats, Floats]]
 
 SHRINKS = (1.0, 0.94, 0.88, 0.82, 0.76, 0.68)
 """Shares of the full range that are tried; at 2 and 3 bits the optimum lies far in."""
+
+GAINS = (0.8, 1.25)
+"""Most that a scale is changed for the sake of a block's gain."""
 
 _ROWS = 1 << 18
 """Elements worked on at once: they stay in the CPU's cache."""
@@ -52,11 +62,23 @@ def fit_blocks(
     step = max(1, _ROWS // (count * block))
     for start in range(0, out, step):
         part = np.asarray(blocks[start : start + step], np.float32)
-        s, z = grid_of(part, spec, weigh, shrinks)
-        integers[start : start + step] = round_to(part, s, z, spec)
+        s, z = grid_of(part, spec, weigh, shrinks, peaked=weigh is None)
+        whole = round_to(part, s, z, spec)
+        integers[start : start + step] = whole
+        if weigh is None:
+            s = _whole_gain(part, whole - z[..., None], s)
         scale[start : start + step], zero[start : start + step] = s, z
     stored = None if spec.symmetric else zero.astype(np.uint8)
     return BlockWeight(spec, matrix.shape[1], integers, scale, stored)
+
+
+def _whole_gain(part: Floats, moved: Floats, scale: Floats) -> Floats:
+    """Scales with which the projection of the rounded block on the real one is the real one."""
+    real, both = (
+        np.einsum("...i,...i->...", part, other) for other in (part, moved * scale[..., None])
+    )
+    gain = np.where(both > 0, real / np.maximum(both, 1e-30), 1.0)
+    return np.asarray(scale * np.clip(gain, *GAINS), np.float32)
 
 
 def round_to(part: Floats, scale: Floats, zero: Floats, spec: BlockSpec) -> Floats:
@@ -72,8 +94,13 @@ def grid_of(
     spec: BlockSpec,
     weigh: Floats | None = None,
     shrinks: tuple[float, ...] = SHRINKS,
+    *,
+    peaked: bool = False,
 ) -> tuple[Floats, Floats]:
-    """Scale and zero point (...) of blocks (..., block) with the least weighted squared error."""
+    """Scale and zero point (...) of blocks (..., block) with the least weighted sum of squared errors.
+
+    With ``peaked``, of their fourth powers, so that large ones count more; scales are then not refitted.
+    """
     best = np.full(part.shape[:-1], np.inf, np.float32)
     kept_scale, kept_zero = np.ones_like(best), np.zeros_like(best)
 
@@ -83,6 +110,8 @@ def grid_of(
         moved -= zero[..., None]
         error = moved * scale[..., None]
         error -= part
+        if peaked:
+            error *= error
         loss = (
             np.einsum("...i,...i->...", error, error)
             if weigh is None
@@ -97,7 +126,8 @@ def grid_of(
     for share in shrinks:
         scale, zero = starts(share)
         moved = consider(scale, zero)
-        consider(_refit(part, moved, weigh, scale), zero)
+        if not peaked:
+            consider(_refit(part, moved, weigh, scale), zero)
     return kept_scale, kept_zero
 
 

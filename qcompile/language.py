@@ -13,7 +13,7 @@ from qcompile.backends.ort import Session, open_session
 from qcompile.data.inputs import Feed, InputSpec
 from qcompile.data.text import token_input
 from qcompile.decoding import Decoding, Reading, compare_decoding
-from qcompile.probabilities import Likeness, log_softmax
+from qcompile.probabilities import Likeness, log_softmax, surprise
 from qcompile.rollout import Rollout
 from qcompile.scores import Metric
 
@@ -76,8 +76,7 @@ def perplexity(
     reading = Reading(tokens, logits, rollout)
     for feed in feeds:
         ids = np.asarray(feed[tokens], np.int64)
-        known = log_softmax(reading.read(run, feed)[:, :-1])
-        loss -= float(np.take_along_axis(known, ids[:, 1:, None], -1).sum())
+        loss += float(surprise(reading.read(run, feed)[:, :-1], ids[:, 1:]).sum())
         count += ids[:, 1:].size
     return float(np.exp(loss / max(1, count)))
 

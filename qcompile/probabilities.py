@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Likeness", "log_softmax"]
+__all__ = ["Likeness", "log_softmax", "surprise"]
 
 LogShares = npt.NDArray[np.float64]
 
@@ -19,6 +19,18 @@ def log_softmax(logits: npt.NDArray[Any]) -> LogShares:
     shifted -= shifted.max(-1, keepdims=True)
     shifted -= np.log(np.exp(shifted).sum(-1, keepdims=True))
     return shifted
+
+
+def surprise(logits: npt.NDArray[Any], tokens: npt.NDArray[np.integer[Any]]) -> LogShares:
+    """Negative log-likelihood in nats of each of these tokens; one entry a row of logits.
+
+    Exponentials are float32, their sum is not: one part in a million, in a fifth of the time of all shares.
+    """
+    rows = np.asarray(logits, np.float32)
+    most = rows.max(-1)
+    total = np.exp(rows - most[..., None]).sum(-1, dtype=np.float64)
+    taken = np.take_along_axis(rows, tokens[..., None], -1)[..., 0]
+    return np.asarray(np.log(total) - (taken.astype(np.float64) - most), np.float64)
 
 
 @dataclass

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qcompile.backends.ort_bits import has_bits
-from qcompile.calibrators.nearest_blocks import fit_blocks
-from qcompile.ir.blocks import BITS, BlockSpec, pack, unpack
+from qcompile.calibrators.nearest_blocks import SHRINKS, fit_blocks, grid_of, round_to
+from qcompile.ir.blocks import BITS, BlockSpec, pack, split_blocks, unpack
 from qcompile.ir.codebook import to_codebook
 from qcompile.ir.errors import OptionError
 
@@ -109,12 +109,25 @@ def test_the_search_is_never_worse_than_the_full_range(
     rng = np.random.default_rng(seed)
     matrix = (rng.standard_normal((3, 64)) ** 3).astype(np.float32)
     spec = BlockSpec(bits, 32, symmetric)
-    plain, searched = fit_blocks(matrix, spec, shrinks=(1.0,)), fit_blocks(matrix, spec)
-    error = [float(np.square(w.values() - matrix).sum()) for w in (plain, searched)]
-    assert error[1] <= error[0] * (1 + 1e-5)
-    half = np.abs(plain.scale).max() * 0.5001
-    if not symmetric:
-        assert np.abs(plain.values() - matrix).max() <= 2 * half + 1e-6
+    blocks = split_blocks(matrix, 32).astype(np.float32)
+    for power, peaked in ((2, False), (4, True)):
+        error = []
+        for shrinks in ((1.0,), SHRINKS):
+            scale, zero = grid_of(blocks, spec, None, shrinks, peaked=peaked)
+            values = (round_to(blocks, scale, zero, spec) - zero[..., None]) * scale[..., None]
+            error.append(float((np.abs(values - blocks) ** power).sum()))
+        assert error[1] <= error[0] * (1 + 1e-5)
+
+
+@settings(deadline=None)
+@given(st.sampled_from((3, 4, 8)), st.booleans(), st.integers(0, 2**32 - 1))
+def test_without_data_no_block_gets_smaller_on_the_whole(
+    bits: int, symmetric: bool, seed: int
+) -> None:
+    matrix = np.random.default_rng(seed).standard_normal((3, 64)).astype(np.float32)
+    values = fit_blocks(matrix, BlockSpec(bits, 32, symmetric)).values()
+    real, made = (split_blocks(m, 32).astype(np.float64) for m in (matrix, values))
+    np.testing.assert_allclose((real * made).sum(-1), (real * real).sum(-1), rtol=1e-5)
 
 
 def test_what_no_kernel_reads_is_refused() -> None:
