@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import os
 import platform
 import sys
 from typing import Any
@@ -12,6 +11,7 @@ import psutil
 from archspec.cpu import host
 
 from qcompile.backends.devices import detect
+from qcompile.cores import cores
 
 __all__ = ["describe_machine", "describe_versions"]
 
@@ -20,7 +20,6 @@ _PACKAGES = ("qcompile", "onnxruntime", "onnxruntime-gpu", "onnx", "onnx-ir", "n
 
 def describe_machine() -> dict[str, Any]:
     """The machine: architecture, microarchitecture, cores this process may use, memory."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     cpu = host()
     return {
         "system": platform.system(),
@@ -29,7 +28,7 @@ def describe_machine() -> dict[str, Any]:
         "vendor": cpu.vendor,
         # not those of cpu, which are its nearest known relative's: a virtual machine may differ
         "features": list(detect().features),
-        "cores": cores,
+        "cores": cores(),
         "memory_bytes": psutil.virtual_memory().total,
     }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import numpy.typing as npt
 
 from qcompile.backends.ort import Feed, Session, open_session
 from qcompile.channel_groups import ChannelSums, Indices
+from qcompile.cores import Crew
 from qcompile.ir.errors import CalibrationError
 from qcompile.ir.plan import INT8, INT8_DYNAMIC
 from qcompile.ir.save import save_model
@@ -39,6 +41,7 @@ class GatedSession:
         gates: origin -> gate, in graph order.
         samples: the feeds.
         runs: how many inferences were made.
+        crew: runs them beside each other; it must not be asked from within what it runs.
         kinds: channels of outputs that count as outputs of their own.
     """
 
@@ -50,8 +53,17 @@ class GatedSession:
         threads: int | None = None,
         variable_shapes: bool = False,
         custom_ops: Path | None = None,
+        alone: bool = False,
     ) -> None:
         """Open the graph and run the samples once in float.
+
+        Args:
+            gated: the graph.
+            samples: feeds.
+            threads: shared by the inferences that run beside each other.
+            variable_shapes: the samples differ in shape.
+            custom_ops: library with custom operators.
+            alone: one inference at a time, which takes the least memory.
 
         Raises:
             CalibrationError: there is no sample.
@@ -62,6 +74,8 @@ class GatedSession:
         self.gates: dict[str, Gate] = gated.gates
         self.samples = list(samples)
         self.runs = 0
+        self.crew = Crew(threads, alone=alone)
+        self._counting = Lock()
         self._flags = gated.flags
         self._count = gated.count
         # A file, because protobuf holds no more than 2 GB; it may go once the session is open.
@@ -70,12 +84,12 @@ class GatedSession:
             save_model(gated.model, path)
             self._session: Session = open_session(
                 path,
-                threads=threads,
+                threads=self.crew.threads,
                 variable_shapes=variable_shapes,
                 custom_ops=custom_ops,
                 config=EMULATION,
             )
-        self.reference = [self.run((), feed) for feed in self.samples]
+        self.reference = self.crew.map(lambda feed: self.run((), feed), self.samples)
         self.kinds = kinds_of(self.reference)
 
     def flags(self, plan: Plan, writes: Mapping[str, bool] | None = None) -> npt.NDArray[np.bool_]:
@@ -106,7 +120,8 @@ class GatedSession:
         self, plan: Plan, feed: Feed, writes: Mapping[str, bool] | None = None
     ) -> dict[str, Any]:
         """The raw outputs of a plan, for a metric of one's own; see ``flags``."""
-        self.runs += 1
+        with self._counting:
+            self.runs += 1
         if not self._count:
             return self._session.run(feed)
         return self._session.run({**feed, self._flags: self.flags(plan, writes)})
@@ -114,7 +129,7 @@ class GatedSession:
     def evaluate_plan(self, plan: Plan, *, samples: int | None = None) -> float:
         """Relative error energy of a plan: summed over float outputs, averaged over samples."""
         count = len(self.samples[:samples])
-        return float(np.mean([self.sample_error(plan, i) for i in range(count)]))
+        return float(np.mean(self.crew.map(lambda i: self.sample_error(plan, i), range(count))))
 
     def worst_error(self, plan: Plan) -> float:
         """Relative error energy of the worst float output over all samples, as a limit in dB means it.
@@ -124,8 +139,8 @@ class GatedSession:
         amplitude of their errors counts. Without float outputs, ``evaluate_plan``.
         """
         sums: dict[str, dict[str, npt.NDArray[np.float64]]] = {}
-        for expected, feed in zip(self.reference, self.samples, strict=True):
-            found = self.run(plan, feed)
+        results = self.crew.map(lambda feed: self.run(plan, feed), self.samples)
+        for expected, found in zip(self.reference, results, strict=True):
             for name, array in expected.items():
                 if isinstance(array, np.ndarray) and array.dtype.kind == "f":
                     known = sums.setdefault(name, {})

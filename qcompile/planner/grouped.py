@@ -101,7 +101,12 @@ def measure_model(
         session = None  # the one before must be gone before the next is opened
         gated = gate(model, quantized, target, only=None if len(groups) == 1 else set(group))
         session = GatedSession(
-            gated, samples, threads=threads, variable_shapes=variable_shapes, custom_ops=custom_ops
+            gated,
+            samples,
+            threads=threads,
+            variable_shapes=variable_shapes,
+            custom_ops=custom_ops,
+            alone=memory_limit is not None,
         )
         left = None if search_time is None else max(0.0, search_time - (clock() - start))
         part = measure(

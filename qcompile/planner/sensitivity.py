@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from qcompile.ir.plan import FLOAT, INT8, INT8_DYNAMIC
 from qcompile.planner.clusters import Share, measure_clusters
@@ -25,6 +26,14 @@ Progress = Callable[[int, int], None]
 
 _ORDER = {"compute": 0, "elementwise": 1, "passthrough": 2}
 """What is measured first when time may run out."""
+
+
+TELLING = 2
+"""Samples that every unit is measured on: one alone may be a calm one (PP-OCRv4 recognition: what causes
+0.3 % of the error there causes 12 % on four samples; what does on two causes 0.3 % on four)."""
+
+NEGLIGIBLE = 0.005
+"""Units that cause no more than this share of the error together on these are not measured on others."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +69,7 @@ class Sensitivities:
 
     Attributes:
         units: origin -> sensitivity; those not reached in time are missing.
-        complete: every unit was measured on every sample.
+        complete: every unit was measured, and on every sample where its error is worth it.
         seconds: time spent.
         runs: inferences made.
         all_integer: measured error with every unit int8 that can be; None when not measured.
@@ -166,13 +175,21 @@ def measure(
         for sample in range(len(session.samples)):
             if sample and not late():
                 all_integer.append(session.sample_error(labels, sample))
-            for done, gate in enumerate(gates, sample * len(gates) + 1):
+            done = sample * len(gates)
+            wanted = gates if sample < TELLING else _mattering(gates, found.units)
+            # as many at once as run beside each other, so that time is looked at between them
+            at_once = session.crew.at_once
+            for first in range(0, len(wanted), at_once):
                 if late():
                     found.complete = False
                     break
-                name = gate.unit.origin
-                found.units[name] = _one(session, gate, sample, found.units.get(name))
-                report(done)
+                some = wanted[first : first + at_once]
+                found.units.update(
+                    session.crew.map(partial(_one, session, sample, found.units), some)
+                )
+                report(done + min(first + at_once, len(wanted)))
+            else:
+                report(done + len(gates))
         found.all_integer = sum(all_integer) / len(all_integer)
     found.all_predicted = found.predict([g.unit for g in session.gates.values()], labels)
     found.seconds, found.runs = clock() - start, session.runs - runs
@@ -197,10 +214,28 @@ def _of_share(gate: Gate, share: Share) -> Sensitivity:
     )
 
 
-def _one(session: GatedSession, gate: Gate, sample: int, before: Sensitivity | None) -> Sensitivity:
+def _mattering(gates: Sequence[Gate], known: Mapping[str, Sensitivity]) -> list[Gate]:
+    """The units that make up nearly all of the error so far: about half of them do."""
+    weight = {
+        name: max(one.reading + one.writing, one.dynamic or 0.0) for name, one in known.items()
+    }
+    left = NEGLIGIBLE * sum(weight.values())
+    small = set()
+    for name in sorted(weight, key=weight.__getitem__):
+        left -= weight[name]
+        if left < 0:
+            break
+        small.add(name)
+    return [gate for gate in gates if gate.unit.origin not in small]
+
+
+def _one(
+    session: GatedSession, sample: int, known: Mapping[str, Sensitivity], gate: Gate
+) -> tuple[str, Sensitivity]:
     """The mean after one more sample; what writing adds is looked at on the first sample alone."""
-    mean = before or Sensitivity()
     name = gate.unit.origin
+    before = known.get(name)
+    mean = before or Sensitivity()
     share = 1 / (mean.samples + 1)
 
     def blend(old: float, new: float) -> float:
@@ -217,7 +252,7 @@ def _one(session: GatedSession, gate: Gate, sample: int, before: Sensitivity | N
             writing = max(0.0, both - alone)
     if gate.dynamic is not None:
         dynamic = blend(dynamic or 0.0, session.sample_error({name: INT8_DYNAMIC}, sample))
-    return Sensitivity(reading, writing, dynamic, mean.samples + 1)
+    return name, Sensitivity(reading, writing, dynamic, mean.samples + 1)
 
 
 def measure_pairs(
