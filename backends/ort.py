@@ -10,14 +10,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import onnx_ir as oir
 
 from qcompile.ir.cache import CachePair, from_integers, read_pairs, to_integers
 from qcompile.ir.errors import BackendMissingError, ModelError
+
+if (
+    TYPE_CHECKING
+):  # the processes that measure need no model in memory, which takes half a second to import
+    import onnx_ir as oir
 
 __all__ = [
     "AS_WRITTEN",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -130,16 +131,16 @@ class Profiler:
         """
         try:
             path = self.session.end_profiling()
-            events: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
+            events = _events(path.read_text(encoding="utf-8"))
             graph = onnx.load(self._graph, load_external_data=False).graph
         except (OSError, ValueError) as e:
             raise ModelError(f"ONNX Runtime's profile cannot be read: {e}") from e
         finally:
             self._folder.cleanup()
         self.execute_ns = [
-            e["dur"] * 1e3
-            for e in sorted(events, key=lambda e: float(e["ts"]))
-            if e["name"] == "SequentialExecutor::Execute"
+            e.us * 1e3
+            for e in sorted(events, key=lambda e: e.start)
+            if e.name == "SequentialExecutor::Execute"
         ]
         return _kernels(events, list(_nodes(graph)), skip)
 
@@ -168,27 +169,70 @@ def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
                 yield from _nodes(inner)
 
 
-def _kernels(
-    events: Sequence[Mapping[str, Any]], graph: Sequence[onnx.NodeProto], skip: int
-) -> list[Kernel]:
+@dataclass(frozen=True)
+class _Event:
+    """One line of a profile; what the kernel saw is read from ``text`` when it is wanted."""
+
+    category: str
+    name: str
+    us: float
+    start: float
+    text: str
+
+    def args(self) -> Mapping[str, Any]:
+        found: dict[str, Any] = json.loads(self.text)
+        args: dict[str, Any] = found["args"]
+        return args
+
+
+_LINE = re.compile(
+    r'\{"cat" : "(\w+)","pid" :\d+,"tid" :\d+,"dur" :(\d+),"ts" :(\d+),"ph" : "\w",'
+    r'"name" :"([^"\\]*)","args" : \{.*\}\},?'
+)
+
+
+def _events(text: str) -> list[_Event]:
+    """A profile's events, in the order of the file.
+
+    ONNX Runtime writes one a line, with what is wanted of all of them in front: decoding the rest of
+    thousands of lines would take longer than the runs did. What is written otherwise is decoded whole.
+    """
+    found = []
+    for line in text.splitlines():
+        if line.strip() in ("[", "]", ""):
+            continue
+        match = _LINE.fullmatch(line)
+        if match is None:
+            return [
+                _Event(
+                    str(e.get("cat", "")), e["name"], float(e["dur"]), float(e["ts"]), json.dumps(e)
+                )
+                for e in json.loads(text)
+            ]
+        category, us, start, name = match.groups()
+        found.append(_Event(category, name, float(us), float(start), line.rstrip(",")))
+    return found
+
+
+def _kernels(events: Sequence[_Event], graph: Sequence[onnx.NodeProto], skip: int) -> list[Kernel]:
     """Events of all runs -> one kernel a node; times of one run are added, then averaged."""
     nodes = {node.name: node for node in graph if node.name}
-    starts = sorted(e["ts"] for e in events if e["name"] == "model_run")
+    starts = sorted(e.start for e in events if e.name == "model_run")
     suffix = "_kernel_time"
     ordered = sorted(
-        (e for e in events if e.get("cat") == "Node" and e["name"].endswith(suffix)),
-        key=lambda e: e["ts"],
+        (e for e in events if e.category == "Node" and e.name.endswith(suffix)),
+        key=lambda e: e.start,
     )
     bounds = np.array(starts)
     times: dict[str, dict[int, float]] = {}
-    last: dict[str, Mapping[str, Any]] = {}
+    last: dict[str, _Event] = {}
     for event in ordered:
-        name = event["name"][: -len(suffix)]
-        run = int(np.searchsorted(bounds, event["ts"], side="right")) - 1
+        name = event.name[: -len(suffix)]
+        run = int(np.searchsorted(bounds, event.start, side="right")) - 1
         seen = times.setdefault(name, {})
         # the profiler cuts to whole microseconds: half of one is lost on average
-        seen[run] = seen.get(run, 0.0) + (event["dur"] + 0.5) * 1e3
-        last[name] = event["args"]
+        seen[run] = seen.get(run, 0.0) + (event.us + 0.5) * 1e3
+        last[name] = event
     # nodes without a name (bodies of inlined functions) are called "Op_index" in the profile; they
     # stand in the graph in the order in which they run
     unnamed: dict[str, list[onnx.NodeProto]] = {}
@@ -197,7 +241,7 @@ def _kernels(
             unnamed.setdefault(node.op_type, []).append(node)
     found = []
     for name, by_run in times.items():
-        args = last[name]
+        args = last[name].args()
         op_type = args["op_name"]
         matched = nodes.get(name)
         if matched is None and name.startswith(f"{op_type}_") and unnamed.get(op_type):

@@ -45,7 +45,7 @@ def pass_gate(
         if least is not None and candidate.judged_db is not None and candidate.judged_db <= least:
             continue
         tried += 1
-        result = _judge(job, candidate, job.limits(), reporter, fused)
+        result = _judge(job, candidate, job.limits(), reporter, fused, spins=found.spins)
         if result.exit_code == 0:
             return candidate, result
         first = first or (candidate, result)
@@ -75,6 +75,8 @@ def _judge(
     limits: Limits,
     reporter: Reporter,
     fused: Candidate | None = None,
+    *,
+    spins: bool = True,
 ) -> GateResult:
     return judge(
         job.float_path,
@@ -90,6 +92,7 @@ def _judge(
         rollout=job.rollout,
         threads=job.options.threads,
         budget_s=job.options.gate_time,
+        spins=spins,
         custom_ops=job.options.custom_ops,
         progress=lambda _, share: reporter.advance(share, 1.0),
     )

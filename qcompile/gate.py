@@ -70,6 +70,7 @@ def judge(
     budget_s: float = 10.0,
     speed: bool = True,
     time_failed: bool = True,
+    spins: bool = True,
     custom_ops: Path | None = None,
     config: Mapping[str, str] | None = None,
     provider: str = CPU,
@@ -96,6 +97,7 @@ def judge(
         budget_s: time for timing.
         speed: False skips timing (its check is then "skipped").
         time_failed: time an artifact too whose accuracy is not what was asked for.
+        spins: False where idle threads that spin are known to leave ratios vague.
         custom_ops: library with custom operators.
         config: session options under which the artifact is opened and compared.
         provider: what both models are timed on.
@@ -110,7 +112,7 @@ def judge(
         raise CalibrationError("no held-back samples to judge with; at least one is needed")
     limits = limits or Limits()
     gate = _Gate(Path(float_model), Path(artifact), feeds, limits, threads, custom_ops, progress)
-    gate.config, gate.reference, gate.provider = config, reference, provider
+    gate.config, gate.reference, gate.provider, gate.spins = config, reference, provider, spins
     gate.fused, gate.extremes, gate.opened = fused, extremes, opened
     gate.sizes()
     if gate.opens() and gate.interface():
@@ -164,6 +166,7 @@ class _Gate:
     extremes: Sequence[Feed] = ()
     opened: RememberedSession | SegmentedSession | None = None
     provider: str = CPU
+    spins: bool = True
     float_session: Session = field(init=False)
     artifact_session: Session = field(init=False)
 
@@ -381,6 +384,7 @@ class _Gate:
                     threads=self.threads,
                     budget_s=budget_s,
                     enough=timed_enough(self.limits),
+                    spinning=None if self.spins else False,
                     custom_ops=self.custom_ops,
                     load=False,
                     provider=self.provider,

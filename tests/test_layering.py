@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -102,3 +104,10 @@ def test_files_are_short() -> None:
     long = {name: lines for name, lines in lengths.items() if lines > LINES and name not in LONG}
     assert not long, "probably two ideas: split, or give the reason in LONG"
     assert all(lengths.get(name, 0) > LINES for name in LONG), "short again: take it off LONG"
+
+
+def test_the_measuring_process_imports_no_model_library() -> None:
+    """Each of its starts would take half a second longer."""
+    code = "import sys, qcompile.worker; print(sorted({'onnx', 'onnx_ir', 'sympy'} & set(sys.modules)))"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"

@@ -44,6 +44,7 @@ class Found:
         how: how the first was chosen.
         costs: measured costs behind the proposals, None where none were needed.
         pareto: the front of predicted plans as JSON, None where none was needed.
+        spins: whether idle threads may spin while the gate times; False where that left the race vague.
     """
 
     order: tuple[Candidate, ...]
@@ -51,6 +52,7 @@ class Found:
     how: str
     costs: Costs | None = None
     pareto: str | None = None
+    spins: bool = True
 
     def chosen(self, taken: Candidate) -> tuple[Candidate, ...]:
         """The candidates, with the one that the gate took marked."""
@@ -124,7 +126,12 @@ def search(
     order = _ordered(candidates, job)
     how = _how(order) if order else "nothing that was tried can run"
     return Found(
-        order or tuple(candidates[:1]), tuple(candidates), how, proposer.costs, proposer.front()
+        order or tuple(candidates[:1]),
+        tuple(candidates),
+        how,
+        proposer.costs,
+        proposer.front(),
+        race.spins,
     )
 
 
