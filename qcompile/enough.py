@@ -36,6 +36,7 @@ class Enough:
         loose: at most, where nothing does; None: as closely as everything else.
         limit: what ratios are held against, None where they are only reported.
         worth: name -> what its ratio counts, for candidates of which the best is wanted.
+        to_beat: worth of the best that was timed before.
         beside: names on which nothing hangs; twice ``loose`` does for them.
         margin: how many half-widths a ratio must stay away from what it is held against.
         least: groups before a ratio that is known to ``half_width`` ends it; those that may be known
@@ -46,6 +47,7 @@ class Enough:
     loose: float | None = None
     limit: float | None = None
     worth: Mapping[str, float] = field(default_factory=dict)
+    to_beat: float = 0.0
     beside: Sequence[str] = ()
     margin: float = 6.0
     least: int = 6
@@ -74,7 +76,7 @@ class Enough:
             for name, weight in self.worth.items()
             if len(ratios.get(name, ())) >= FEWEST - 1
         }
-        best = max(worths.values(), default=0.0)
+        best = max([*worths.values(), self.to_beat])
         return [name for name, worth in worths.items() if worth * BEHIND < best]
 
     def hopeless(self, ratios: Mapping[str, Sequence[float]], spent: float, budget: float) -> bool:
@@ -119,7 +121,7 @@ class Enough:
                 away = abs(math.log(middle[name] / self.limit))
             if name in worths:
                 others = [w for other, w in worths.items() if other != name]
-                best = max(others, default=0.0)
+                best = max([*others, self.to_beat])
                 if best > 0:
                     away = min(away, abs(math.log(worths[name] / best)))
             need = min(max(away / self.margin, self.half_width), max(loose, self.half_width))

@@ -257,7 +257,7 @@ def interleave(
         open_ratios = {name: ratios[name] for name in active[1:]}
         over = elapsed >= budget_s and (groups >= 3 or elapsed >= 4 * budget_s)
         hopeless = give_up and enough.hopeless(open_ratios, elapsed, budget_s)
-        if over or hopeless or (open_ratios and enough.known(open_ratios)):
+        if over or hopeless or (ratios and enough.known(open_ratios)):
             break
     return {
         "runs_ns": all_ns,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import count
 
 import pytest
@@ -75,6 +76,14 @@ def test_what_is_worth_less_is_timed_no_further() -> None:
     assert race.behind({name: values[:1] for name, values in ratios.items()}) == []
 
 
+def test_rivals_of_one_known_before_need_not_be_told_apart() -> None:
+    race = Enough(half_width=0.03, loose=0.06, margin=3.0, least=4, worth={"a": 0.9, "b": 0.9})
+    ratios = {"a": around(2.0, 0.015, 3), "b": around(2.05, 0.015, 3)}
+    assert not race.known(ratios)
+    assert replace(race, to_beat=2.3).known(ratios)
+    assert replace(race, to_beat=4.0).behind(ratios) == ["a", "b"]
+
+
 def test_hopeless_is_what_the_rest_of_the_time_does_not_help() -> None:
     noisy, calm = {"a": around(2.7, 0.2, 3)}, {"a": around(2.7, 0.01, 3)}
     assert GATE.hopeless(noisy, 3.0, 10.0)
@@ -122,6 +131,28 @@ def test_a_model_far_behind_is_left_out_of_later_groups() -> None:
     assert len(found["ratios"]["bad"]) == 2
     assert len(found["ratios"]["good"]) == found["groups"] > 2
     assert opened.count("bad") == 2
+
+
+def test_timing_ends_when_all_are_left_behind() -> None:
+    now = [0]
+
+    def open_one(name: str) -> Callable[[int], None]:
+        def run(index: int) -> None:
+            now[0] += 1_000_000
+
+        return run
+
+    found = interleave(
+        ["float", "a"],
+        open_one,
+        feeds=1,
+        together=False,
+        budget_s=5.0,
+        enough=Enough(worth={"a": 1.0}, to_beat=3.0),
+        progress=lambda _: None,
+        clock=lambda: now[0],
+    )
+    assert found["groups"] == 2
 
 
 def test_timing_that_will_stay_vague_is_given_up() -> None:

@@ -170,6 +170,7 @@ class Race:
         progress: Callable[[float], None] | None = None,
         *,
         by_worth: bool = True,
+        to_beat: float = 0.0,
     ) -> list[Candidate]:
         """The candidates with their latencies; those that cannot run are left as they are.
 
@@ -181,6 +182,7 @@ class Race:
             progress: told the share of the time that is over.
             by_worth: the one of most worth is wanted, so that what is worth clearly less needs no
                 close figures.
+            to_beat: worth of the best that is known.
         """
         able = {f"c{i}": c for i, c in enumerate(candidates) if not c.refused}
         if not able:
@@ -197,6 +199,7 @@ class Race:
             enough=replace(
                 CLOSE,
                 worth={key: replace(c, speedup=1.0).worth() for key, c in able.items()},
+                to_beat=to_beat,
                 beside=[key for key in paths if key not in able],
             )
             if by_worth

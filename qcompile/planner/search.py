@@ -111,6 +111,7 @@ def search(
             beside,
             lambda share: reporter.advance(share, 1.0),
             by_worth=not _accuracy_is_open(job.options),
+            to_beat=max((c.worth() for c in _ordered(candidates, job, strict=True)), default=0.0),
         )
 
     beside = proposer.beside(candidates) if job.options.effort != "fast" else ()

@@ -8,9 +8,10 @@ from qcompile.backends.ort_profile import _events
 
 LINES = """[
 {"cat" : "Session","pid" :7,"tid" :7,"dur" :21,"ts" :9,"ph" : "X","name" :"model_run","args" : {}},
-{"cat" : "Node","pid" :7,"tid" :7,"dur" :4,"ts" :15,"ph" : "X","name" :"/a/Conv_kernel_time","args" : {"op_name" : "Conv","input_type_shape" : [{"float":[1,3]}]}}
+{"cat" : "Node","pid" :7,"tid" :7,"dur" :4,"ts" :15,"ph" : "X","name" :"/a/Conv_kernel_time",\
+"args" : ARGS}
 ]
-"""
+""".replace("ARGS", '{"op_name" : "Conv","input_type_shape" : [{"float":[1,3]}]}')
 
 
 def read(text: str) -> list[tuple[str, str, float, float, object]]:
