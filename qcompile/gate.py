@@ -28,6 +28,7 @@ from qcompile.limits import (
     named_metric,
     output_notes,
     scores,
+    size_checks,
     speed_check,
     timed_enough,
 )
@@ -173,13 +174,7 @@ class _Gate:
     def sizes(self) -> None:
         self.float_bytes = model_bytes(self.float_model)
         self.artifact_bytes = model_bytes(self.artifact)
-        limit = self.limits.max_bytes
-        if limit is not None and self.artifact_bytes is not None:
-            found = self.artifact_bytes
-            text = f"size {found / 1e6:.2f} MB ({limit / 1e6:.2f} MB allowed)"
-            self.checks.append(
-                Check("size", PASS if found <= limit else FAIL, text, float(found), float(limit))
-            )
+        self.checks += size_checks(self.artifact_bytes, self.limits.max_bytes)
 
     def opens(self) -> bool:
         """Open both in processes of their own, so that a model that crashes is a finding."""

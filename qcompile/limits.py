@@ -23,6 +23,7 @@ __all__ = [
     "named_metric",
     "output_notes",
     "scores",
+    "size_checks",
     "speed_check",
     "timed_enough",
 ]
@@ -188,6 +189,14 @@ def output_notes(output: OutputResult) -> list[str]:
             f"itself: {'; '.join(kinds)}"
         )
     return notes
+
+
+def size_checks(found: int | None, limit: int | None) -> list[Check]:
+    """The artifact's bytes beside what is allowed, where something was asked."""
+    if found is None or limit is None:
+        return []
+    text = f"size {found / 1e6:.2f} MB ({limit / 1e6:.2f} MB allowed)"
+    return [Check("size", PASS if found <= limit else FAIL, text, float(found), float(limit))]
 
 
 def timed_enough(limits: Limits) -> Enough:
