@@ -20,8 +20,8 @@ __all__ = ["may_refit", "refine", "refitted"]
 GAIN_DB = 0.2
 """What a refit must gain on selection samples to be taken."""
 
-SAME_SPEED = 0.03
-"""Speed-ups closer than this share are within the noise of the race."""
+SAME_SPEED = 0.06
+"""Speed-ups closer than this share are within the noise of the race, which knows each to +-3 % at best."""
 
 SAME_DB = 1.0
 """Accuracies closer than this are what a refit evens out."""
