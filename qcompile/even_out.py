@@ -153,7 +153,8 @@ class _Stage:
     def _timed(self, before: Candidate, after: Candidate) -> tuple[Candidate, Candidate]:
         if self.race is None:
             return before, after
-        one, other = self.race.time([before, after])
+        # told apart to a few percent of their worth, so neither may be known loosely
+        one, other = self.race.time([before, after], by_worth=False)
         return one, other
 
     def _judged(self, one: Evened, name: str) -> Candidate:
