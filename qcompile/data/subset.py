@@ -26,6 +26,9 @@ def describe(feed: Feed) -> npt.NDArray[np.float64]:
         if array.dtype.kind == "U":
             array = array.reshape(-1).view(np.uint32)  # code points
         flat = np.asarray(array, np.float64).ravel()
+        if not flat.size:  # a cache that is empty at the start
+            parts.append(np.zeros(_CELLS + 2))
+            continue
         cells = np.array_split(flat, _CELLS) if flat.size >= _CELLS else [flat]
         means = np.zeros(_CELLS)
         means[: len(cells)] = [c.mean() for c in cells]

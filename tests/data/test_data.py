@@ -176,6 +176,13 @@ def test_diverse_subset_takes_one_of_each_kind() -> None:
     assert diverse_indices(feeds, 50) == list(range(30))
 
 
+def test_diverse_samples_differ_though_their_caches_are_empty() -> None:
+    past = np.zeros((1, 2, 0, 4), np.float32)
+    data = [{"x": np.full((1, 2), i, np.float32), "past": past} for i in range(9)]
+    chosen = diverse_indices(open_feeds(data, specs_of("float[N,2] x, float[N,2,p,4] past")), 3)
+    assert len(set(chosen)) == 3
+
+
 def test_hold_back() -> None:
     assert hold_back(2) == ([0, 1], [0, 1])
     calibration, held = hold_back(16)
