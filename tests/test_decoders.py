@@ -13,11 +13,13 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from click.testing import CliRunner
 
 import qcompile
 from qcompile.backends.ort import max_opset, open_session
 from qcompile.backends.ort_bits import has_integer_cache
 from qcompile.cache_scales import _peak
+from qcompile.cli import check_command
 from qcompile.data.inputs import input_specs
 from qcompile.data.text import token_feed
 from qcompile.decoding import Reading
@@ -26,6 +28,7 @@ from qcompile.ir.load import load_model
 from qcompile.recheck import recheck
 from qcompile.rollout import Rollout, find_rollout
 from qcompile.subject import open_subject, stored_samples
+from qcompile.verdict import GateResult, not_measured
 
 VOCABULARY, LENGTH = 1024, 20
 
@@ -220,3 +223,21 @@ def test_keys_of_positions_not_seen_have_the_scale_of_those_that_were() -> None:
     np.testing.assert_allclose(_peak(turned, turned=True, neighbours=True), seen)
     still = _peak(turned, turned=False, neighbours=False)
     np.testing.assert_allclose(still.ravel(), [1, np.sin(0.3)])
+
+
+def test_check_rolls_a_growing_cache_too(
+    forms: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    onnx.save(tiny(forms, "plain"), tmp_path / "m.onnx")
+    np.savez(tmp_path / "s.npz", **samples(tiny(forms, "plain"), 1)[0])
+    given: dict[str, Any] = {}
+
+    def keep(*_: object, **named: object) -> GateResult:
+        given.update(named)
+        return not_measured("not asked")
+
+    monkeypatch.setattr(check_command, "judge", keep)
+    path = str(tmp_path / "m.onnx")
+    result = CliRunner().invoke(check_command.command, [path, path, "-c", str(tmp_path / "s.npz")])
+    assert "NOT MEASURED" in result.output
+    assert given["rollout"].decoder

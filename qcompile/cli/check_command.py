@@ -59,7 +59,8 @@ def command(
     feeds = open_feeds(options.calibration, specs, preprocess=options.preprocess, seed=options.seed)
     feeds = feeds.subset(range(min(len(feeds), options.samples)))
     opened = open_session(float_model, threads=options.threads, custom_ops=options.custom_ops)
-    rollout = find_rollout(opened.inputs, opened.outputs, options.state, options.steps)
+    found = find_rollout(opened.inputs, opened.outputs, options.state, options.steps)
+    rollout = None if found is None else found.of_decoder(specs)
     with Progress(quiet=quiet or as_json, verbose=verbose) as progress:
         progress.stage("check")
         result = judge(
