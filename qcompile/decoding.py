@@ -15,6 +15,7 @@ from qcompile.data.inputs import Feed, InputSpec
 from qcompile.data.text import token_feed
 from qcompile.probabilities import Likeness, log_softmax
 from qcompile.rollout import Rollout, carrying
+from qcompile.stopwatch import Deadline
 
 __all__ = ["Decoding", "NextTokens", "Reading", "compare_decoding"]
 
@@ -25,7 +26,7 @@ PROMPTS = 6
 """Samples whose beginnings are continued, and whose ends are read token after token."""
 
 SECONDS = 20.0
-"""No further prompt is begun after so long, in each of the two."""
+"""No further prompt is begun after so long, of the processor's time, in each of the two."""
 
 PART = 32
 """Tokens that are read at once where a cache in 8 bits is to show in a whole sample."""
@@ -170,10 +171,10 @@ def compare_decoding(
 
 def _in_time(feeds: Sequence[Feed]) -> Iterator[Feed]:
     """Some samples, spread over all, as many as time allows."""
-    began = time.perf_counter()
+    deadline = Deadline(SECONDS)
     picked = np.unique(np.linspace(0, len(feeds) - 1, min(PROMPTS, len(feeds))).astype(int))
     for number, index in enumerate(picked):
-        if number and time.perf_counter() - began > SECONDS:
+        if number and deadline.passed():
             return
         yield feeds[int(index)]
 
