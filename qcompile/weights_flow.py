@@ -346,7 +346,8 @@ def _judge(
     if engine:
         limits = replace(limits, max_latency_ms=None)
     if metric is None and language is not None and options.tokenizer is not None:
-        behind = job.rollout if options.kv_cache == "int8" else None
+        whole = job.in_parts() is None  # else each part of a sample were a pass through the file
+        behind = job.rollout if options.kv_cache == "int8" and whole else None
         metric = perplexity_metric(list(data.held), language, behind)
         limits = replace(limits, max_drop=options.max_drop or PERPLEXITY_DROP)
     return judge(

@@ -16,6 +16,7 @@ import pytest
 from click.testing import CliRunner
 
 import qcompile
+from qcompile import compiler
 from qcompile.backends.ort import max_opset, open_session
 from qcompile.backends.ort_bits import has_integer_cache
 from qcompile.cache_scales import _peak
@@ -25,6 +26,7 @@ from qcompile.data.text import token_feed
 from qcompile.decoding import Reading
 from qcompile.ir.errors import OptionError
 from qcompile.ir.load import load_model
+from qcompile.memory import Room
 from qcompile.recheck import recheck
 from qcompile.rollout import Rollout, find_rollout
 from qcompile.subject import open_subject, stored_samples
@@ -194,6 +196,20 @@ def test_a_cache_in_8_bits_is_judged_and_recorded(
     again = recheck(open_subject(out), tmp_path / "float.onnx", gate_time=0.1)
     assert {c.state for c in again.checks if c.name == "outputs"} == {"pass"}
     assert not [c.text for c in again.checks if c.state == "fail" and c.name != "speed"]
+
+
+def test_scales_of_a_cache_are_found_where_float_runs_in_parts(
+    forms: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny(forms, "plain")
+    data = samples(model, 6)
+    monkeypatch.setattr(compiler, "room_for", lambda *_: Room(10**12, 10**9))
+    result = qcompile.compile(model, output=tmp_path / "out", calibration=data, **CACHED)
+    report = result.report.data
+    assert report["verdict"] == "delivered"
+    assert report["cache"]["stored"] == {"rounded in front of Concat": 4}
+    assert report["gate"]["sqnr_db"] > 20
+    assert report["language"] is None
 
 
 @pytest.mark.parametrize(
