@@ -33,6 +33,13 @@ class Interval:
             return math.inf
         return math.sqrt(self.high / self.low) - 1.0
 
+    def reach(self, digits: int = 2, unit: str = "") -> str:
+        """From where to where the value may lie, in words."""
+        if math.isinf(self.high):
+            return "timed too briefly for an interval"
+        low, high = (f"{v:.{digits}f}{unit}" for v in (self.low, self.high))
+        return f"{low} to {high} with 95 % confidence"
+
 
 def median_interval(values: Sequence[float], confidence: float = 0.95) -> Interval:
     """The median of ``values`` with an interval that holds the true median with ``confidence``.

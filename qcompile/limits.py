@@ -214,6 +214,6 @@ def speed_check(ratio: Interval, limit: float) -> Check:
     state = FAIL if ratio.high < limit else VAGUE if ratio.low < limit else PASS
     # near the limit two digits would read as equal
     digits = 3 if abs(ratio.value - limit) < 0.05 or ratio.value < 0.5 else 2
-    value, low, high = (f"{v:.{digits}f}" for v in (ratio.value, ratio.low, ratio.high))
-    text = f"{value}x the speed of float ({low} to {high} with 95 % confidence; {limit:g}x needed)"
+    reach = ratio.reach(digits)
+    text = f"{ratio.value:.{digits}f}x the speed of float ({reach}; {limit:g}x needed)"
     return Check("speed", state, text, ratio.value, limit)

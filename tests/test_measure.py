@@ -72,6 +72,7 @@ def test_interval_of_one_value_decides_nothing() -> None:
     found = median_interval([2.0])
     assert (found.low, found.high) == (0.0, math.inf)
     assert found.half_width == math.inf
+    assert found.reach() == "timed too briefly for an interval"
 
 
 def test_interval_refuses_nothing() -> None:

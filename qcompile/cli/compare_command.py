@@ -155,7 +155,7 @@ def _cost(found: SideBySide) -> Iterator[str]:
         threads = found.speed.threads
         yield (
             f"  speed: {a.p50_ms:.3g} -> {b.p50_ms:.3g} ms p50, {faster(ratio.value)} "
-            f"({ratio.low:.2f}x to {ratio.high:.2f}x with 95 % confidence; "
+            f"({ratio.reach(unit='x')}; "
             f"{'default threads' if threads is None else f'threads: {threads}'})"
         )
         if a.load is not None and b.load is not None:
