@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import tempfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence, Sized
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from qcompile.passes.observe_tensors import (
     observe_tensors,
     same_values,
 )
+from qcompile.scratch import scratch_folder
 
 __all__ = ["Calibration", "Convergence", "Feed", "calibrate"]
 
@@ -119,9 +119,9 @@ def calibrate(
     total = len(feeds) if isinstance(feeds, Sized) else None
     earlier: dict[int, dict[str, TensorStore]] = {}
     # what a session still maps cannot be removed on Windows; that is no reason to fail
-    with tempfile.TemporaryDirectory(prefix="qcompile-", ignore_cleanup_errors=True) as folder:
+    with scratch_folder() as folder:
         run = _Run(model, ordered, result.sampled, seed)
-        run.open(Path(folder), threads, custom_ops)
+        run.open(folder, threads, custom_ops)
         for index, feed in enumerate(feeds):
             where = f"sample {index}" + (f" ({names[index]})" if names else "")
             run.check(feed, where)

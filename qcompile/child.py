@@ -15,6 +15,7 @@ from typing import IO, Any
 import numpy as np
 
 from qcompile.ir.errors import ModelError, QCompileError
+from qcompile.scratch import scratch_folder
 
 __all__ = ["run_child", "stored_feeds"]
 
@@ -25,11 +26,10 @@ Progress = Callable[[float], None]
 @contextlib.contextmanager
 def stored_feeds(feeds: Sequence[Feed]) -> Iterator[list[str]]:
     """The feeds as .npz files in a temporary folder, which is gone afterwards."""
-    # a child that is still ending may hold a file open on Windows; that is no reason to fail
-    with tempfile.TemporaryDirectory(prefix="qcompile-", ignore_cleanup_errors=True) as folder:
+    with scratch_folder() as folder:
         files = []
         for index, feed in enumerate(feeds):
-            path = Path(folder) / f"feed{index:04d}.npz"
+            path = folder / f"feed{index:04d}.npz"
             arrays = {name: _storable(value) for name, value in feed.items()}
             with path.open("wb") as out:
                 # the keys are the user's input names, of which one may be "file"
@@ -63,7 +63,7 @@ def run_child(
     env["PYTHONIOENCODING"] = "utf-8"
     with (
         tempfile.TemporaryFile() as errors,
-        tempfile.TemporaryDirectory(prefix="qcompile-", ignore_cleanup_errors=True) as folder,
+        scratch_folder() as folder,
     ):
         # an empty working directory: `-m` puts it first on the path, and a user's folder may
         # hold a numpy.py

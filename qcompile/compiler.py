@@ -34,6 +34,7 @@ from qcompile.result import CompileResult
 from qcompile.retrain import carried_options, open_base
 from qcompile.reuse import fingerprint, locked, up_to_date
 from qcompile.runnable import keep_runnable
+from qcompile.scratch import remove_abandoned, scratch_folder, scratch_root
 from qcompile.stages import Stages
 from qcompile.state import with_state
 from qcompile.unfinished import Unfinished
@@ -74,9 +75,8 @@ def compile_with(source: Any, options: Options, reporter: Reporter | None = None
         check_target(target)
     keep, output = _output(source, options)
     writable(output, options.force)
-    # what a session still maps cannot be removed on Windows; that is no reason to fail
-    with tempfile.TemporaryDirectory(prefix="qcompile-", ignore_cleanup_errors=True) as scratch:
-        work = Path(scratch)
+    remove_abandoned()
+    with scratch_folder() as work:
         with stages("load and prepare"):
             prepared = prepare(source, target, options, work)
         with stages("read data"):
@@ -187,7 +187,7 @@ def _output(source: Any, options: Options) -> tuple[object, Path]:
     if isinstance(source, (str, Path)):
         path = Path(source)
         return None, path.with_name(f"{path.stem}.{options.target}")
-    held = tempfile.TemporaryDirectory(prefix="qcompile-artifact-", ignore_cleanup_errors=True)
+    held = tempfile.TemporaryDirectory(dir=scratch_root(), ignore_cleanup_errors=True)
     return held, Path(held.name) / options.target
 
 

@@ -7,7 +7,6 @@ has its float twin. Values are compared as the Q/DQ graph is written.
 from __future__ import annotations
 
 import math
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +35,7 @@ from qcompile.passes.insert_qdq import InsertQDQ
 from qcompile.planner.grouped import measure_model
 from qcompile.planner.units import full_plan
 from qcompile.prepare import Prepared, prepare
+from qcompile.scratch import scratch_folder
 from qcompile.subject import Subject
 
 __all__ = ["Diagnosis", "Finding", "diagnose"]
@@ -156,8 +156,7 @@ def diagnose(
     if not feeds:
         raise CalibrationError("no samples to compare on; pass some with --calibration")
     feeds = list(feeds)[:SAMPLES]
-    with tempfile.TemporaryDirectory(prefix="qcompile-", ignore_cleanup_errors=True) as folder:
-        work = Path(folder)
+    with scratch_folder() as work:
         case = _Case.of(subject, float_model)
         pairs = quantized_tensors(case.quantized.model, list(case.values))
         stats = seen_values(

@@ -21,6 +21,7 @@ from qcompile.energy_meter import find_meters
 from qcompile.environment import describe_machine, describe_versions
 from qcompile.ir.errors import QCompileError
 from qcompile.measure import measure_pair
+from qcompile.scratch import scratch_folder
 
 __all__ = ["ABSENT", "BROKEN", "WORKS", "Finding", "examine"]
 
@@ -80,8 +81,7 @@ def examine() -> Iterator[Finding]:
         f"({', '.join(device.features) or 'no known features'}); 8-bit products {products}",
     )
     yield _temp_space()
-    with tempfile.TemporaryDirectory(prefix="qcompile-", ignore_cleanup_errors=True) as scratch:
-        work = Path(scratch)
+    with scratch_folder() as work:
         yield from _runtime(work)
         yield _tried("tensorrt", lambda: _tensorrt(work))
     yield _tried("gpu", _gpu)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from qcompile.ir.errors import QCompileError
 from qcompile.ir.graph import constant
 from qcompile.ir.shape_values import own_name
 from qcompile.prepare import Prepared
+from qcompile.scratch import scratch_folder
 from qcompile.trace import mac_counts
 
 __all__ = ["inspection"]
@@ -73,8 +73,8 @@ def _macs(
     owners = {s.node: s.origin for s in prepared.sites}
     try:
         feed = random_feeds(prepared.inputs, 1)[0]
-        with tempfile.TemporaryDirectory(prefix="qcompile-", ignore_cleanup_errors=True) as work:
-            found = mac_counts(prepared.model, feed, Path(work), custom_ops)
+        with scratch_folder() as work:
+            found = mac_counts(prepared.model, feed, work, custom_ops)
     except QCompileError as e:
         return {}, {}, str(e)
     counts = {owners.get(node, node.name or ""): count for node, count in found.items()}

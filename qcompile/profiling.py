@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +26,7 @@ from qcompile.planner.costing import job_costs
 from qcompile.planner.costs import Costs
 from qcompile.prepare import prepare
 from qcompile.rangeless import computed_tensors, leave_float
+from qcompile.scratch import scratch_folder
 from qcompile.subject import open_subject, stored_samples
 
 __all__ = ["batched", "profile"]
@@ -65,8 +65,7 @@ def profile(
             f"{target.name} does not run in ONNX Runtime here; deploy/device.py of its artifact "
             "measures on the device"
         )
-    with tempfile.TemporaryDirectory(prefix="qcompile-", ignore_cleanup_errors=True) as scratch:
-        work = Path(scratch)
+    with scratch_folder() as work:
         model, original = source, True
         if source.is_dir():
             model, original = _inside(source, work), False

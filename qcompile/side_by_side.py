@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +20,7 @@ from qcompile.measure import SpeedResult, measure_many
 from qcompile.options import make_options
 from qcompile.prepare import prepare
 from qcompile.reporter import Reporter, Silent
+from qcompile.scratch import scratch_folder
 from qcompile.sizes import model_bytes
 from qcompile.subject import AS_WRITTEN, Subject
 
@@ -107,8 +107,8 @@ def side_by_side(
     if renamed:
         found.notes.append("inner tensors and speed are not compared: the inputs' names differ")
         return found
-    with tempfile.TemporaryDirectory(prefix="qcompile-", ignore_cleanup_errors=True) as scratch:
-        _inner(found, first, second, feeds, limit_db, layers, Path(scratch), custom_ops, tell)
+    with scratch_folder() as scratch:
+        _inner(found, first, second, feeds, limit_db, layers, scratch, custom_ops, tell)
     if first.portable or second.portable:
         found.notes.append("speed is not compared: a portable artifact's is the device's")
     elif seconds > 0:

@@ -16,6 +16,7 @@ from qcompile.data.inputs import Feed, InputSpec, fit_feed, random_feeds
 from qcompile.data.script import beside, load_function
 from qcompile.data.text import TEXT_SUFFIXES, TextRecipe, open_text
 from qcompile.ir.errors import BackendMissingError, CalibrationError, OptionError, QCompileError
+from qcompile.scratch import scratch_root
 
 __all__ = ["FeedSet", "open_feeds"]
 
@@ -261,7 +262,7 @@ def _open_iterable(source: object, specs: tuple[InputSpec, ...], description: st
     if isinstance(produced, Mapping):
         produced = [produced]
     notes: dict[str, None] = {}
-    held = tempfile.TemporaryDirectory(prefix="qcompile-feeds-", ignore_cleanup_errors=True)
+    held = tempfile.TemporaryDirectory(dir=scratch_root(), ignore_cleanup_errors=True)
     folder = Path(held.name)
     count = 0
     for item in _drawn(produced, description):

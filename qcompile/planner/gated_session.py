@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from threading import Lock
@@ -18,6 +17,7 @@ from qcompile.ir.errors import CalibrationError
 from qcompile.ir.plan import INT8, INT8_DYNAMIC
 from qcompile.ir.save import save_model
 from qcompile.planner.gated import Gate, Gated
+from qcompile.scratch import scratch_folder
 
 __all__ = ["EMULATION", "WORST_ERROR", "GatedSession", "Kinds", "kinds_of", "relative_errors"]
 
@@ -79,8 +79,8 @@ class GatedSession:
         self._flags = gated.flags
         self._count = gated.count
         # A file, because protobuf holds no more than 2 GB; it may go once the session is open.
-        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-            path = Path(folder) / "gated.onnx"
+        with scratch_folder() as folder:
+            path = folder / "gated.onnx"
             save_model(gated.model, path)
             self._session: Session = open_session(
                 path,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from qcompile.planner.gated import gate, weight_bytes
 from qcompile.planner.gated_session import EMULATION, GatedSession, kinds_of, relative_errors
 from qcompile.planner.sensitivity import Progress, Sensitivities, measure
 from qcompile.planner.units import Unit, units
+from qcompile.scratch import scratch_folder
 
 __all__ = ["Measured", "groups_of", "measure_model"]
 
@@ -144,8 +144,8 @@ def _emulated(
     custom_ops: Path | None,
 ) -> float:
     """Error of the quantized model itself, as float arithmetic between its Q and DQ."""
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        path = Path(folder) / "quantized.onnx"
+    with scratch_folder() as folder:
+        path = folder / "quantized.onnx"
         save_model(quantized, path)
         session = open_session(path, threads=threads, custom_ops=custom_ops, config=EMULATION)
         kinds = kinds_of(reference)
