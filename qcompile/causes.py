@@ -14,6 +14,7 @@ from qcompile.ir.graph import origin
 from qcompile.ir.weights import IntegerWeight
 
 __all__ = [
+    "BROKEN",
     "OUTLYING",
     "PLAIN",
     "REMEDIES",
@@ -33,6 +34,10 @@ much more; batch norms that were folded leave factors of ten or thirty."""
 
 UNLIKE = 0.2
 """Share of the calibrated width that data of the same kind use at least."""
+
+BROKEN = 1000.0
+"""Weights of a channel this many times the middle one's are a fault of the model itself, which comes
+before all that follows from it."""
 
 CLIPPED = 0.001
 """Share of clipped values worth a word."""
@@ -71,6 +76,7 @@ class Cause:
         text: the evidence with its numbers.
         noise: share of the tensor's (or weight's) signal that rounding loses, by channel.
         channel: the one that the evidence is about, where it is about one.
+        gain: how many times the middle channel's weights are that channel's; 0 of other evidence.
     """
 
     kind: str
@@ -79,6 +85,7 @@ class Cause:
     text: str
     noise: float
     channel: int | None = None
+    gain: float = 0.0
 
     @property
     def key(self) -> tuple[str, str]:
@@ -180,7 +187,7 @@ def weight_cause(
             f"output channel {loudest} reaches {sizes[loudest]:.4g}, {gain:.3g} times the middle one: "
             "it makes the rounding of what the layer reads louder"
         )
-        return Cause(OUTLYING, node, name, text, noise, loudest)
+        return Cause(OUTLYING, node, name, text, noise, loudest, gain)
     if saturated > 0.02:
         text = f"{saturated:.1%} of its integers are at the ends of their range"
         return Cause("saturating integers", node, name, text, noise)
@@ -204,5 +211,5 @@ def _outlier(peaks: npt.NDArray[np.float64]) -> tuple[int, float]:
 
 
 def worst(causes: Sequence[Cause]) -> Cause | None:
-    """The one to blame: what is more than plain rounding first, then whose rounding loses most."""
-    return max(causes, key=lambda c: (c.kind != PLAIN, c.noise), default=None)
+    """The one to blame: a broken channel, then what is more than plain rounding, whose loses most."""
+    return max(causes, key=lambda c: (c.gain > BROKEN, c.kind != PLAIN, c.noise), default=None)

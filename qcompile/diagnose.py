@@ -17,7 +17,7 @@ import onnx_ir as oir
 from qcompile.artifact import LOCK
 from qcompile.backends.tables import get_target
 from qcompile.cause_origin import traced
-from qcompile.causes import PLAIN, UNLIKE_DATA, Cause, tensor_cause, weight_cause, worst
+from qcompile.causes import BROKEN, PLAIN, UNLIKE_DATA, Cause, tensor_cause, weight_cause, worst
 from qcompile.data.inputs import Feed
 from qcompile.departures import Quantized, TensorStats, quantized_tensors, seen_values
 from qcompile.factors import with_factors
@@ -165,25 +165,39 @@ def diagnose(
         unlike = case.unlike(feeds, work, custom_ops)
         shares, whole = case.shares(feeds[:MEASURED], threads, custom_ops, search_time)
     case.look(pairs, stats)
-    ranked = sorted(case.sites(shares), key=lambda f: -(f.output_share or 0.0))
-    ranked = [f for f in ranked if f.output_share != 0.0]
+    sites = sorted(case.sites(shares), key=lambda f: -(f.output_share or 0.0))
+    broken = max((one.cause for one in sites), key=lambda c: c.gain, default=None)
+    ranked = [f for f in sites if f.output_share != 0.0]
     first = case.first(pairs, stats)
-    return Diagnosis(_likely(unlike, first, ranked), first, tuple(ranked[:most]), whole, len(feeds))
+    return Diagnosis(
+        _likely(unlike, broken, first, ranked), first, tuple(ranked[:most]), whole, len(feeds)
+    )
 
 
 def _likely(
-    unlike: Sequence[Cause], first: Finding | None, ranked: Sequence[Finding]
+    unlike: Sequence[Cause],
+    broken: Cause | None,
+    first: Finding | None,
+    ranked: Sequence[Finding],
 ) -> Cause | None:
-    """Data of another kind explain everything behind them; else the cause that costs most at the output."""
+    """Data of another kind and a broken channel explain everything behind them.
+
+    That also holds where the channel hides all others, so that its own rounding costs nothing. Without
+    either, it is the cause that costs most at the output.
+    """
     if unlike:
         return unlike[0]
     costs: dict[tuple[str, str], float] = {}
     for one in ranked:
         if one.cause.kind != PLAIN:
             costs[one.cause.key] = costs.get(one.cause.key, 0.0) + (one.output_share or 0.0)
-    if costs:
-        most = max(costs, key=lambda key: costs[key])
-        return next(f.cause for f in ranked if f.cause.key == most)
+    most = max(costs, key=lambda key: costs[key], default=None)
+    costly = next((f.cause for f in ranked if f.cause.key == most), None)
+    if broken is not None and broken.gain > BROKEN:
+        # what costs most may be the same channel, seen where it does
+        return costly if costly is not None and costly.node == broken.node else broken
+    if costly is not None:
+        return costly
     return first.cause if first is not None and first.cause.kind != PLAIN else None
 
 

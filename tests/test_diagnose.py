@@ -12,7 +12,9 @@ import pytest
 from onnx import numpy_helper
 
 import qcompile
+from qcompile.causes import OUTLYING, UNLIKE_DATA, Cause
 from qcompile.cli import main
+from qcompile.diagnose import Finding, _likely
 
 QUICK: dict[str, Any] = {"min_speedup": 0.01, "gate_time": "1s", "effort": "fast", "threads": 1}
 
@@ -71,6 +73,21 @@ def test_one_weight_channel_times_ten_thousand(
     assert main(["diagnose", str(tmp_path / "out"), str(model), "-c", str(data)]) == 0
     text = capsys.readouterr().out
     assert "MOST LIKELY: outlier channel" in text and "tried: " in text
+
+
+@pytest.mark.parametrize(
+    ("gain", "expected"), [(1.2e4, "broken"), (500.0, "costly"), (0.0, "costly")]
+)
+def test_a_broken_channel_comes_before_what_costs_most(gain: float, expected: str) -> None:
+    def finding(name: str, share: float, gain: float = 0.0) -> Finding:
+        return Finding(name, "Conv", share, Cause(OUTLYING, name, name, "", 0.1, 3, gain), ())
+
+    costly = finding("costly", 0.5)
+    broken = finding("broken", 0.0, gain).cause
+    found = _likely([], broken, None, [costly])
+    assert found is not None and found.node == expected
+    unlike = Cause(UNLIKE_DATA, "", "image", "", 0.1)
+    assert _likely([unlike], broken, None, [costly]) is unlike
 
 
 RESIDUAL = NET.replace(
