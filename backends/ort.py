@@ -276,6 +276,11 @@ def open_session(
     providers: list[Any] = list(dict.fromkeys((provider, CPU)))
     if provider_options:
         providers[0] = (provider, dict(provider_options))
+    able = ort.get_available_providers()
+    if provider not in able:
+        raise BackendMissingError(
+            f"this build of ONNX Runtime has no {provider}, only {', '.join(able)}"
+        )
     try:
         raw = ort.InferenceSession(source, options, providers=providers)
     except Exception as e:
@@ -283,7 +288,7 @@ def open_session(
     # a provider that cannot start falls back to the CPU without a word
     if provider not in raw.get_providers():
         raise BackendMissingError(
-            f"ONNX Runtime has no {provider} here: the session runs on {', '.join(raw.get_providers())}"
+            f"{provider} does not start here: the session runs on {', '.join(raw.get_providers())}"
         )
     return Session(raw)
 

@@ -13,7 +13,7 @@ from qcompile.backends import ort
 from qcompile.data.inputs import InputSpec, input_specs
 from qcompile.ir.errors import ModelError, TargetError
 from qcompile.ir.given import NOTHING_GIVEN, Given
-from qcompile.ir.graph import default_opset, origin
+from qcompile.ir.graph import default_opset, drop_unused, origin
 from qcompile.ir.load import Loaded, load_model
 from qcompile.ir.manager import CompileState, PassManager, PassRecord
 from qcompile.ir.notes import Note
@@ -110,6 +110,7 @@ def prepare(source: Any, target: Target, options: Options, work: Path | None = N
     fits = room_for(loaded.model, options.memory_limit).fits
     with large_on_disk(None if work is None or fits else work / "prepared"):
         manager.run(state)
+        drop_unused(state.model)  # constants that folds left behind
     notes += state.notes
     return Prepared(
         loaded,

@@ -103,12 +103,33 @@ def test_an_artifact_without_a_second_stage_or_with_changes_is_refused(artifact:
         run_engine(artifact)
 
 
-def test_the_key_of_an_engine_changes_with_all_that_it_depends_on(tmp_path: Path) -> None:
+def _script() -> Any:
     path = Path(qcompile.__file__).parent / "deploy" / "device.py"
     spec = importlib.util.spec_from_file_location("device_script", path)
     assert spec is not None and spec.loader is not None
-    device: Any = importlib.util.module_from_spec(spec)
+    device = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(device)
+    return device
+
+
+def test_kernels_count_by_what_they_read_constants_included() -> None:
+    half, int8 = {"Format/Datatype": "Half"}, {"Format/Datatype": "Int8 NC/32HW32"}
+    layers = [
+        {"Name": "int8_to_float", "Inputs": [half]},
+        {"Name": "a", "Inputs": [int8, half]},
+        {"Name": "b", "Inputs": [half], "Constants": [{"Name": "w", "Format/Datatype": "Int4"}]},
+        {"Name": "c", "Inputs": [half], "Weights": {"Type": "FP8", "Count": 64}},
+        "not told in detail",
+    ]
+    text = json.dumps({"Layers": layers})
+    inspector = argparse.Namespace(get_engine_information=lambda _: text)
+    engine = argparse.Namespace(create_engine_inspector=lambda: inspector)
+    trt = argparse.Namespace(LayerInformationFormat=argparse.Namespace(JSON=0))
+    assert _script().realised(trt, engine) == {"other": 1, "int8": 1, "int4": 1, "fp8": 1}
+
+
+def test_the_key_of_an_engine_changes_with_all_that_it_depends_on(tmp_path: Path) -> None:
+    device = _script()
     model = tmp_path / "m.onnx"
     model.write_bytes(b"1")
 

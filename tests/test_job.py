@@ -63,3 +63,15 @@ def test_one_shape_for_all_needs_no_further_trial(tmp_path: Path) -> None:
 def test_a_wrong_name_is_said_before_anything_runs(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="no input 'image'; it has x, mask"):
         data(tmp_path, "image=1x4x8x8")
+
+
+def test_constants_that_nothing_reads_are_left_behind(tmp_path: Path) -> None:
+    model = onnx.parser.parse_model(
+        """<ir_version: 8, opset_import: ["" : 17]> g (float[2, 3] x) => (float[2, 3] y)
+        <float[1] two = {2}, float[1] half = {0.5}, float[1] old = {7}>
+        { factor = Mul(two, half) t = Mul(x, factor) y = Sigmoid(t) }"""
+    )
+    onnx.save(model, tmp_path / "model.onnx")
+    prepared = prepare(tmp_path / "model.onnx", get_target("ort-int8"), Options())
+    read = {v.name for n in prepared.model.graph for v in n.inputs if v is not None}
+    assert set(prepared.model.graph.initializers) <= read

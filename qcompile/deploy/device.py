@@ -65,9 +65,11 @@ class Cuda:
         pointer = ctypes.c_void_p
         self.api.cudaMemcpy.argtypes = [pointer, pointer, ctypes.c_size_t, ctypes.c_int]
         count = ctypes.c_int(0)
-        self.check(self.api.cudaGetDeviceCount(ctypes.byref(count)), "cudaGetDeviceCount")
-        if count.value < 1:
-            raise OSError("there is no GPU")
+        code = self.api.cudaGetDeviceCount(ctypes.byref(count))
+        if code == 35:  # cudaErrorInsufficientDriver
+            raise OSError("the GPU's driver is missing or too old")
+        if code or count.value < 1:
+            raise OSError("there is none (cudaGetDeviceCount says %d)" % code)
 
     def describe(self) -> str:
         """The GPU's name and compute capability: engines hold for these alone."""
@@ -302,18 +304,24 @@ def interleaved(engines: Dict[str, Engine], seconds: float) -> Dict[str, float]:
     return {name: float(np.median(t)) for name, t in times.items()}
 
 
+def types_read(layer: Any) -> str:
+    """Types of a layer's inputs, constants and weights, in one string."""
+    held = [layer.get(key) or [] for key in ("Inputs", "Constants", "Weights")]
+    entries = [e for h in held for e in (h if isinstance(h, list) else [h])]
+    types = [e.get("Format/Datatype", e.get("Type")) for e in entries if isinstance(e, dict)]
+    return " ".join(map(str, types)).lower()
+
+
 def realised(trt: Any, engine: Any) -> Dict[str, int]:
     """Kernels of the engine by the type of what they read, as the inspector tells."""
     inspector = engine.create_engine_inspector()
     text = inspector.get_engine_information(trt.LayerInformationFormat.JSON)
     counts: Dict[str, int] = {}
     for layer in json.loads(text).get("Layers", []):
-        if not isinstance(layer, dict):
-            continue
-        kinds = {str(t.get("Format/Datatype", "")) for t in layer.get("Inputs", [])}
-        words = " ".join(kinds).lower()
-        kind = "int8" if "int8" in words else "fp8" if "fp8" in words else "other"
-        counts[kind] = counts.get(kind, 0) + 1
+        if isinstance(layer, dict):
+            words = types_read(layer)
+            kind = next((k for k in ("fp4", "int4", "fp8", "int8") if k in words), "other")
+            counts[kind] = counts.get(kind, 0) + 1
     return counts
 
 
