@@ -41,6 +41,11 @@ class Gpu:
         """INT4 weights compile: from Ampere on."""
         return self.capability >= 80
 
+    @property
+    def fp4(self) -> bool:
+        """Products of 4-bit floats: from Blackwell on."""
+        return self.capability >= 100
+
 
 _ROWS = {
     gpu.name: gpu

@@ -37,7 +37,7 @@ _LEAST_SM = {
     oir.DataType.INT8: (80, "INT8"),
     oir.DataType.INT4: (80, "INT4"),
     oir.DataType.FLOAT8E4M3FN: (89, "FP8"),
-    oir.DataType.FLOAT4E2M1: (120, "FP4"),
+    oir.DataType.FLOAT4E2M1: (100, "FP4"),
 }
 
 
@@ -144,10 +144,10 @@ class _TensorRT:
         kind = _stored_type(node)
         stored = constant(node.inputs[1])
         scale = None if stored is None else stored.astype(np.float32)
-        if scale is None:
+        if scale is None and not _scales_have_scales(node):
             text = "its scale is computed at run time; needed: a constant"
             yield _illegal(node, 1, REFUSED, text, "fold constants, or compile the float model")
-        elif not (np.isfinite(scale).all() and (scale > 0).all()):
+        elif scale is not None and not (np.isfinite(scale).all() and (scale > 0).all()):
             text = f"a scale of {scale.min():.3g}; needed: finite and above 0"
             yield _illegal(node, 1, REFUSED, text, again)
         if kind in (oir.DataType.UINT8, *_BITS16):
@@ -236,6 +236,19 @@ def _dequantizer(value: oir.Value | None) -> oir.Node | None:
     if producer is not None and producer.op_type == "DequantizeLinear":
         return producer
     return None
+
+
+def _scales_have_scales(node: oir.Node) -> bool:
+    """Whether the scales of a DQ are numbers of 8 bits with a scale of their own, as NVFP4 has them."""
+    scale = node.inputs[1]
+    maker = None if scale is None else scale.producer()
+    if maker is not None and maker.op_type == "Cast":
+        maker = None if maker.inputs[0] is None else maker.inputs[0].producer()
+    return (
+        maker is not None
+        and maker.op_type == "DequantizeLinear"
+        and _stored_type(maker) == oir.DataType.FLOAT8E4M3FN
+    )
 
 
 def _stored_type(node: oir.Node) -> oir.DataType | None:

@@ -13,6 +13,7 @@ from qcompile.backends.tables_trt import (
     tensorrt_fp16,
     tensorrt_int4,
     tensorrt_int8,
+    tensorrt_nvfp4,
 )
 from qcompile.backends.tables_weights import ort_int2, ort_int4, ort_int8_weights, ort_nf4
 from qcompile.ir.errors import TargetError
@@ -29,6 +30,7 @@ _TARGETS: dict[str, Callable[[str | None], Target]] = {
     "ort-int2": lambda device: ort_int2(get_device(device)),
     "tensorrt-int8": tensorrt_int8,
     "tensorrt-fp8": tensorrt_fp8,
+    "tensorrt-nvfp4": tensorrt_nvfp4,
     "tensorrt-int4": tensorrt_int4,
     "tensorrt-fp16": tensorrt_fp16,
     "tensorrt-bf16": tensorrt_bf16,

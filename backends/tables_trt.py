@@ -11,11 +11,18 @@ from dataclasses import replace
 
 from qcompile.backends.devices_gpu import Gpu, get_gpu
 from qcompile.ir.errors import TargetError
-from qcompile.ir.plan import FP8
+from qcompile.ir.plan import FP8, NVFP4
 from qcompile.ir.spec import FLOAT8, QuantSpec
 from qcompile.ir.target import OpSupport, Target, WeightForm
 
-__all__ = ["tensorrt_bf16", "tensorrt_fp8", "tensorrt_fp16", "tensorrt_int4", "tensorrt_int8"]
+__all__ = [
+    "tensorrt_bf16",
+    "tensorrt_fp8",
+    "tensorrt_fp16",
+    "tensorrt_int4",
+    "tensorrt_int8",
+    "tensorrt_nvfp4",
+]
 
 _MODEL_OPTIMIZER = "channel limits as NVIDIA's Model-Optimizer 0.40 has them"
 
@@ -97,6 +104,12 @@ _SCALES_OPSET = 19
 _BLOCKS_OPSET = 21
 """The first opset whose DQ takes INT4 and blocks."""
 
+_FP4_OPSET = 23
+"""The first opset whose DQ takes 4-bit floats."""
+
+_FP4_BLOCK = 16
+"""Numbers along K that share a scale; the hardware has no other."""
+
 _BF16_OPSET = 22
 """The first opset in which Conv and pooling have bfloat16 forms."""
 
@@ -162,6 +175,46 @@ def tensorrt_fp8(device: str | None) -> Target:
         qdq_opset=_SCALES_OPSET,
         precision=FP8,
         longest_attention=0,
+        notes=(_note(gpu),),
+        features=(f"sm{gpu.capability}",),
+    )
+
+
+def tensorrt_nvfp4(device: str | None) -> Target:
+    """E2M1 in blocks of 16 with scales of E4M3; activations find theirs at run time.
+
+    Raises:
+        TargetError: unknown device, or one without FP4 kernels.
+    """
+    gpu = get_gpu(device, assumed="sm120")
+    if not gpu.fp4:
+        raise TargetError(
+            f"TensorRT has no FP4 kernels for {gpu.name}: they need SM100 or SM120 (Blackwell); use "
+            "--target tensorrt-fp8 or tensorrt-int8, or name another --device"
+        )
+    source = "RTX: an FP4 product on SM120; a block is 16 along K, an odd N costs a kernel"
+    rows = (
+        OpSupport(
+            "MatMul", "compute", (0,), weight=1, weight_axis=-1, weight_ranks=(2,),
+            quantized_output=False, few_channels=_FP4_BLOCK, block=_FP4_BLOCK, source=source,
+        ),
+        OpSupport(
+            "Gemm", "compute", (0,), weight=1, weight_axis="auto", weight_ranks=(2,),
+            quantized_output=False, few_channels=_FP4_BLOCK, block=_FP4_BLOCK,
+            allowed={"transA": (None, 0)}, source=source,
+        ),
+    )  # fmt: skip
+    return replace(
+        tensorrt_fp8("sm120"),
+        name="tensorrt-nvfp4",
+        device=gpu.name,
+        ops={r.op_type: r for r in rows},
+        left_float={**_LEFT_FLOAT, "Conv": "TensorRT has no FP4 convolution"},
+        precision=NVFP4,
+        qdq_opset=_FP4_OPSET,
+        per_channel_opset=_FP4_OPSET,
+        opset=_FP4_OPSET,
+        rest_opsets={},
         notes=(_note(gpu),),
         features=(f"sm{gpu.capability}",),
     )

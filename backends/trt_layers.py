@@ -23,7 +23,7 @@ _TYPE = re.compile(r"Datatype: (\w+)")
 _NODE = re.compile(r"\[ONNX Layer: ([^\]]*)\]")
 _GENERATED = ("kgen", "move", "shape_call", "copy", "reformat", "constant", "signal", "wait")
 """Kinds that compute element by element or move data: they quantize, they do not multiply."""
-_EIGHT_BITS = {"Int8": "int8", "FP8": "fp8", "Float8": "fp8", "FP8E4M3": "fp8"}
+_FEW_BITS = {"FP4E2M1": "nvfp4", "Int8": "int8", "FP8": "fp8", "Float8": "fp8", "FP8E4M3": "fp8"}
 _STORED = {"Int4": "int4-weights", "Int8": "int8-weights"}
 """Constants that a kernel with float operands dequantizes itself."""
 _FLOATS = {"Float": "float", "Half": "fp16", "BFloat16": "bf16", "BF16": "bf16"}
@@ -56,12 +56,12 @@ class EngineLayer:
 
     @property
     def precision(self) -> str:
-        """Type of what it multiplies: two operands of 8 bits make it an 8-bit kernel.
+        """Type of what it multiplies: two operands of 4 or 8 bits make it such a kernel.
 
         One constant of few bits beside float operands makes it a kernel with such weights.
         """
         read = (*self.inputs, *self.constants)
-        for kind, name in _EIGHT_BITS.items():
+        for kind, name in _FEW_BITS.items():
             if read.count(kind) >= 2:
                 return name
         if not self.generated:
@@ -110,7 +110,7 @@ def realised_precision(layers: Sequence[EngineLayer], node: str) -> str:
     own = [layer for layer in layers if node in layer.nodes]
     kernels = [layer for layer in own if not layer.generated] or own
     found = {layer.precision for layer in kernels}
-    for precision in ("int8", "fp8"):
+    for precision in _FEW_BITS.values():
         if precision in found:
             return precision
     return next(iter(sorted(found)), "")

@@ -6,7 +6,7 @@
 
 A model is NAME=FILE.onnx:CALIBRATION:TEST, both folders of .npz feeds. Every tool gets the same
 calibration files. For each GPU generation the table shows how many Conv, Gemm and MatMul the tool asked
-8 bits of, how many of them the engine multiplies in 8 bits, and of how many kernels the engine consists;
+8 bits (or NVFP4) of, how many of them the engine multiplies in 8 bits, and of how many kernels the engine consists;
 "mha" counts attention fused into one kernel. SQNR is that of the same file in ONNX Runtime, as written,
 against the float model on the test feeds. Nothing is executed on a GPU.
 
@@ -36,6 +36,7 @@ from qcompile.backends.trt_library import need_library
 from qcompile.compare import OutputComparison, compare_outputs
 from qcompile.ir.errors import QCompileError
 from qcompile.profiles import shape_profile
+from qcompile.subject import runnable_form
 
 HERE = Path(__file__).resolve().parent
 CAPABILITIES = ("SM80", "SM86", "SM89", "SM120")
@@ -92,7 +93,7 @@ def inspect(path: Path, capability: str, feeds: Path) -> Built:
     found = Built(requested=len(asked))
     for node in asked:
         precision = realised_precision(built.layers, node.name or "")
-        if precision in ("int8", "fp8"):
+        if precision in ("int8", "fp8", "nvfp4"):
             found.realised += 1
         else:
             found.missed.append(f"{node.name} ({node.op_type}): {precision or 'fused away'}")
@@ -125,7 +126,10 @@ def read_feeds(folder: Path) -> list[dict[str, Any]]:
 def accuracy(model: Path, made: Path, feeds: list[dict[str, Any]]) -> float | None:
     """Least SQNR of the float outputs; -inf where one is NaN or infinite and float's is not."""
     config = {**AS_WRITTEN}
-    base, other = open_session(model), open_session(made, config=config, optimize=False)
+    base, other = (
+        open_session(model),
+        open_session(runnable_form(made), config=config, optimize=False),
+    )
     compared: dict[str, OutputComparison] = {}
     for i, feed in enumerate(feeds):
         compare_outputs(compared, str(i), None, base.run(feed), other.run(feed))

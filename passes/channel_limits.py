@@ -22,7 +22,7 @@ def channel_limit(node: oir.Node, row: OpSupport) -> str:
         return ""
     if node.op_type == "Conv":
         return _conv(node, row.few_channels)
-    return _product(node, row.few_channels)
+    return _product(node, row.few_channels, row.block)
 
 
 def _conv(node: oir.Node, least: int) -> str:
@@ -45,7 +45,7 @@ def _conv(node: oir.Node, least: int) -> str:
     return f"{inner} -> {out} channels are too few for an integer kernel to pay (below {least})"
 
 
-def _product(node: oir.Node, least: int) -> str:
+def _product(node: oir.Node, least: int, block: int) -> str:
     """Dimensions m, k, n of a product where they are known; None elsewhere."""
     left, right = (_shape(v) for v in node.inputs[:2])
     if left is None or right is None or len(left) < 1 or len(right) < 1:
@@ -61,7 +61,15 @@ def _product(node: oir.Node, least: int) -> str:
     if n == 1 or (m == 1 and len(left) > 2 and constant(node.inputs[1]) is None):
         return "it multiplies by a vector, which is bound by memory and gains nothing"
     small = [x for x in (k, n) if x is not None and x < least]
-    return f"a dimension of {small[0]} is too small for an integer kernel to pay" if small else ""
+    if small:
+        return f"a dimension of {small[0]} is too small for an integer kernel to pay"
+    if not block:
+        return ""
+    if k is not None and (k % block or k == block):
+        return f"its {k} inputs are not several blocks of {block}, which share a scale"
+    return (
+        f"{n} outputs are an odd number: 4 bits lie two a byte" if n is not None and n % 2 else ""
+    )
 
 
 def _shape(value: oir.Value | None) -> list[int | None] | None:

@@ -14,7 +14,7 @@ from qcompile.ir.errors import PassError, TargetError
 from qcompile.ir.graph import single_consumer
 from qcompile.ir.manager import CompileState
 from qcompile.ir.notes import Note
-from qcompile.ir.plan import FP8, INT8, INT16
+from qcompile.ir.plan import FP8, INT8, INT16, NVFP4
 from qcompile.ir.target import Target
 from qcompile.passes.quantizable import Site, classify, static_sites
 
@@ -111,7 +111,7 @@ def integer_region(state: CompileState) -> Region:
         if owner is not None and owner.node in region.sites:
             region.absorbed[next(iter(site.activations.values()))] = site.outputs[0]
             continue
-        if choice is None or choice.precision not in (INT8, INT16, FP8):
+        if choice is None or choice.precision not in (INT8, INT16, FP8, NVFP4):
             continue
         reason = _other_form(choice.precision, state.target) or site.reason
         if not reason and owner is not None:

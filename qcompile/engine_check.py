@@ -17,7 +17,7 @@ from qcompile.backends.trt_layers import realised_precision
 from qcompile.backends.trt_library import find_library
 from qcompile.ir.errors import BackendMissingError, TargetError
 from qcompile.ir.graph import origin
-from qcompile.ir.plan import FLOAT, FP8, INT8, WEIGHTS, PrecisionPlan
+from qcompile.ir.plan import FLOAT, FP8, INT8, NVFP4, WEIGHTS, PrecisionPlan
 from qcompile.ir.target import Target
 
 __all__ = ["EngineCheck", "check_engine"]
@@ -96,7 +96,7 @@ def _layers(
         found = realised_precision(build.layers, node.name or "")
         wanted = choices[name].precision
         if wanted != form and wanted not in WEIGHTS:
-            realised[name] = found if found in (INT8, FP8) else FLOAT
+            realised[name] = found if found in (INT8, FP8, NVFP4) else FLOAT
         elif found == wanted or (node.op_type == "Add" and _reads_8_bits(build, node)):
             realised[name] = wanted
         else:

@@ -12,10 +12,12 @@ from qcompile.backends.ort import AS_WRITTEN
 from qcompile.build import Build, Builder
 from qcompile.ir.affine import TensorRange
 from qcompile.ir.manager import CompileState, Pass, PassManager
-from qcompile.ir.plan import PrecisionPlan
+from qcompile.ir.plan import INT8, NVFP4, PrecisionPlan
 from qcompile.ir.save import save_model
 from qcompile.passes.cast_half import CastHalf
 from qcompile.passes.correct_bias import CorrectBias
+from qcompile.passes.emulate_fp4 import EmulateFP4
+from qcompile.passes.insert_fp4 import InsertFP4
 from qcompile.passes.insert_qdq import InsertQDQ
 from qcompile.passes.lint_numbers import LintNumbers
 from qcompile.passes.round_scales import RoundScales
@@ -24,8 +26,10 @@ from qcompile.passes.widen_bf16 import WidenBf16
 __all__ = ["PortableBuilder", "portable_passes"]
 
 
-def portable_passes(rest: str) -> tuple[Pass, ...]:
+def portable_passes(rest: str, precision: str = INT8) -> tuple[Pass, ...]:
     """The QUANTIZE passes; what stays float becomes ``rest`` ("fp32", "fp16", "bf16")."""
+    if precision == NVFP4:
+        return (*(() if rest == "fp32" else (CastHalf(rest),)), InsertFP4())
     if rest == "fp32":
         return (CorrectBias(), InsertQDQ(), LintNumbers())
     return (CorrectBias(), RoundScales(rest), InsertQDQ(), LintNumbers(), CastHalf(rest))
@@ -55,6 +59,6 @@ class PortableBuilder(Builder):
         portable, records = self.portable(plan)
         # ONNX Runtime's CPU provider has next to no bfloat16 kernels.
         runnable = CompileState(portable.clone(), self.target)
-        PassManager([WidenBf16()]).run(runnable)
+        PassManager([EmulateFP4(), WidenBf16()]).run(runnable)
         save_model(runnable.model, path)
         return Build(plan, portable, runnable.model, path, records, (), self.learned)

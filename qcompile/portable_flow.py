@@ -137,7 +137,7 @@ def portable_builder(job: Job, ranges: Ranges, rest: str = "fp32") -> PortableBu
         job.work,
         frozenset(job.options.disable),
         given=job.prepared.given,
-        quantize_passes=portable_passes(rest),
+        quantize_passes=portable_passes(rest, job.prepared.target.precision),
     )
 
 

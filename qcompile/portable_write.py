@@ -16,7 +16,7 @@ from qcompile.backends.ort import AS_WRITTEN, open_session
 from qcompile.backends.trt_calibration import write_calibration_cache
 from qcompile.deploy_files import SAMPLES, save_samples, write_deploy, write_preview
 from qcompile.finish import common_data, describe_model, finish, place_for, write_choices
-from qcompile.ir.plan import FP8, WEIGHTS
+from qcompile.ir.plan import FP8, NVFP4, WEIGHTS
 from qcompile.ir.save import save_model
 from qcompile.job import Job
 from qcompile.layers import integer_share, layer_row, macs_by_origin
@@ -192,7 +192,7 @@ def _write_device_files(folder: Path, job: Job, made: Portable, ranges: Ranges) 
         (folder / "calibration.cache").write_text(
             write_calibration_cache(peaks), encoding="utf-8", newline="\n"
         )
-    if _word(job) not in (FP8, *WEIGHTS):
+    if _word(job) not in (FP8, NVFP4, *WEIGHTS):
         text = json.dumps(provider_options(job, made), indent=1) + "\n"
         (folder / "provider_options.json").write_text(text, encoding="utf-8", newline="\n")
     (folder / "trtexec.txt").write_text(

@@ -18,6 +18,7 @@ from qcompile.data.inputs import Feed, InputSpec, input_specs
 from qcompile.ir.cache import from_integers, read_pairs
 from qcompile.ir.errors import ModelError, OutputError
 from qcompile.ir.read import open_source, parse
+from qcompile.passes.emulate_fp4 import emulate_fp4
 
 __all__ = [
     "AS_WRITTEN",
@@ -25,6 +26,7 @@ __all__ = [
     "find_float_model",
     "open_specs",
     "open_subject",
+    "runnable_form",
     "stored_samples",
 ]
 
@@ -58,13 +60,14 @@ class Subject:
         return self.path.resolve().name
 
     def open(self, **options: Any) -> Session:
-        """A session; a portable model's Q/DQ nodes run as they are written.
+        """A session; a portable model's Q/DQ nodes run as they are written, 4-bit floats emulated.
 
         Args:
             options: of ``qcompile.backends.ort.open_session``.
         """
         config = AS_WRITTEN if self.portable else None
-        return open_session(self.model, config=config, **options)
+        model = runnable_form(self.model) if self.portable else self.model
+        return open_session(model, config=config, **options)
 
     def report(self) -> dict[str, Any]:
         """report.json of an artifact.
@@ -82,6 +85,14 @@ class Subject:
             raise OutputError(
                 f"'{self.path / 'report.json'}' cannot be read ({e}); compile again"
             ) from e
+
+
+def runnable_form(path: Path) -> Path | bytes:
+    """A model's file, or where only TensorRT computes it the bytes of one that computes the same."""
+    model = oir.load(path)
+    if not emulate_fp4(model):
+        return path
+    return bytes(oir.to_proto(model).SerializeToString())
 
 
 def open_subject(path: Path) -> Subject:

@@ -14,10 +14,15 @@ import onnx
 import pytest
 
 import qcompile
+from qcompile.backends.legality import check_legality
+from qcompile.backends.tables import get_target
 from qcompile.engine_check import EngineCheck
 from qcompile.ir.errors import TargetError
+from qcompile.ir.load import load_model
 from qcompile.ir.plan import FLOAT, INT8, LayerChoice, PrecisionPlan
 from qcompile.planner.by_groups import accurate_plan
+from qcompile.recheck import recheck
+from qcompile.subject import open_subject
 
 MODEL = Path(__file__).parent.parent / "models" / "fmnist_cnn.onnx"
 
@@ -125,6 +130,27 @@ def test_the_same_lock_gives_the_same_bytes(
         threads=1,
     )
     assert again.report.data["hashes"] == result.report.data["hashes"]
+
+
+def test_4_bit_floats_are_judged_and_verified_by_an_emulation(tmp_path: Path) -> None:
+    model = MODEL.with_name("fmnist_vit.onnx")
+    name = onnx.load(model).graph.input[0].name
+    rng = np.random.default_rng(0)
+    feeds = [{name: rng.random((1, 1, 28, 28), np.float32)} for _ in range(8)]
+    result = qcompile.compile(
+        model, target="tensorrt-nvfp4", calibration=feeds, output=tmp_path / "a", threads=1,
+        effort="fast",
+    )  # fmt: skip
+    assert result.verdict == "not measured"
+    assert 10 < result.report.sqnr_db < 40
+    made = onnx.load(result.path / "model.qdq.onnx")
+    types = {t.data_type for t in made.graph.initializer}
+    assert {onnx.TensorProto.FLOAT4E2M1, onnx.TensorProto.FLOAT8E4M3FN} <= types
+    assert not (result.path / "deploy" / "provider_options.json").exists()
+    checks = recheck(open_subject(result.path), None).checks
+    assert {c.name for c in checks if c.state == "pass"} == {"hashes", "opens", "outputs"}
+    target = get_target("tensorrt-nvfp4", "sm120")
+    assert not check_legality(load_model(result.path / "model.qdq.onnx").model, target)
 
 
 def test_the_groups_that_hurt_most_leave_first() -> None:

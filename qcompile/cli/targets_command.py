@@ -76,7 +76,12 @@ def _list(as_json: bool) -> None:
     console.print("\nGPUs (--device), for tensorrt-*:")
     table = Table(box=None, pad_edge=False, show_header=False)
     for gpu in gpus:
-        kernels = (("INT8", gpu.int8_products), ("INT4 weights", gpu.int4), ("FP8", gpu.fp8))
+        kernels = (
+            ("INT8", gpu.int8_products),
+            ("INT4 weights", gpu.int4),
+            ("FP8", gpu.fp8),
+            ("FP4", gpu.fp4),
+        )
         able = [word for word, on in kernels if on]
         table.add_row(f"  {gpu.name}", ", ".join(able) or "half precision only", gpu.source)
     console.print(table)

@@ -17,6 +17,7 @@ __all__ = [
     "INT8",
     "INT8_DYNAMIC",
     "INT16",
+    "NVFP4",
     "PLAN_VERSION",
     "WEIGHTS",
     "LayerChoice",
@@ -28,11 +29,13 @@ FLOAT = "float"
 INT8 = "int8"
 INT8_DYNAMIC = "int8-dynamic"
 FP8 = "fp8"
+NVFP4 = "nvfp4"
+"""Weights and activations as 4-bit floats in blocks of 16 with a scale each."""
 INT16 = "int16"
 """Weights in 8 bits, activations in 16."""
 WEIGHTS = ("int2-weights", "int3-weights", "int4-weights", "int8-weights", "nf4-weights")
 """Weights in few bits, activations in float."""
-PRECISIONS = (FLOAT, INT8, INT8_DYNAMIC, INT16, FP8, *WEIGHTS)
+PRECISIONS = (FLOAT, INT8, INT8_DYNAMIC, INT16, FP8, NVFP4, *WEIGHTS)
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,7 @@ class LayerChoice:
         origin: stable origin id of the node.
         op_type: its operator.
         precision: "float", "int8" (static), "int8-dynamic", "int16" (static, activations in 16
-            bits), "fp8" (E4M3, static).
+            bits), "fp8" (E4M3, static), "nvfp4" (E2M1 in blocks of 16).
         reason: why, one clause.
         sensitivity: output error energy caused by this layer alone, relative to the output's
             (a linear ratio: 0.01 means 20 dB), None when not measured.

@@ -41,6 +41,7 @@ class OpSupport:
         beside: operators of which one computes an input of this one: that input stays float, for this
             operator joins their kernel; only the other input takes a Q/DQ (a residual Add).
         few_channels: below so many channels a float kernel is faster; see ``passes.channel_limits``.
+        block: numbers along the summed axis that share a scale: it must be a multiple, and longer.
         absorbs: operators behind it that its requantization can take in (Relu), so that they vanish.
         allowed: attribute -> the values that are legal; None among them: the attribute is absent.
         static: a form with fixed activation scales exists.
@@ -63,6 +64,7 @@ class OpSupport:
     quantized_output: bool = True
     beside: tuple[str, ...] = ()
     few_channels: int = 0
+    block: int = 0
     absorbs: tuple[str, ...] = ()
     allowed: Mapping[str, tuple[AttributeValue, ...]] = field(default_factory=dict)
     static: bool = True
