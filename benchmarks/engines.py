@@ -6,7 +6,7 @@
 
 A model is NAME=FILE.onnx:CALIBRATION:TEST, both folders of .npz feeds. Every tool gets the same
 calibration files. For each GPU generation the table shows how many Conv, Gemm and MatMul the tool asked
-8 bits (or NVFP4) of, how many of them the engine multiplies in 8 bits, and of how many kernels the engine consists;
+8 bits (or NVFP4) of, how many of them the engine multiplies so, and of how many kernels it consists;
 "mha" counts attention fused into one kernel. SQNR is that of the same file in ONNX Runtime, as written,
 against the float model on the test feeds. Nothing is executed on a GPU.
 

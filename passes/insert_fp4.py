@@ -90,7 +90,9 @@ class _Writer:
         if read in self.written:
             return self.written[read]
         base = read.name or ""
-        whole = self._constant(f"{base}_scale", np.asarray(global_scale(self._peak(read))))
+        whole = self._constant(
+            f"{base}_scale", np.asarray(global_scale(self._peak(read)), np.float32)
+        )
         attributes = {"axis": -1, "block_size": BLOCK, "scale_type": int(_E4M3)}
         name = fresh_name(self.graph, f"{base}_{DYNAMIC}")
         node = oir.node(DYNAMIC, [read, whole], attributes, domain=DOMAIN, num_outputs=2, name=name)
@@ -128,7 +130,7 @@ class _Writer:
         values, scales = _laid_out(made, turned)
         inputs = [
             self._constant(f"{base}_fp4_scales", scales),
-            self._constant(f"{base}_scale", np.asarray(made.whole)),
+            self._constant(f"{base}_scale", np.asarray(made.whole, np.float32)),
         ]
         nodes: list[oir.Node] = []
         steps = self._add(nodes, f"{base}_scales", "DequantizeLinear", inputs, _FLOAT)

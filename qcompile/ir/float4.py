@@ -43,7 +43,7 @@ class Float4:
 
     values: npt.NDArray[np.generic]
     scales: npt.NDArray[np.generic]
-    whole: np.float32
+    whole: float
 
     def floats(self) -> Floats:
         """The numbers that it stands for."""
@@ -51,10 +51,10 @@ class Float4:
         return np.asarray(self.values.astype(np.float32) * np.repeat(steps, BLOCK, axis=-1))
 
 
-def global_scale(peak: float) -> np.float32:
+def global_scale(peak: float) -> float:
     """The scale with which a block that holds ``peak`` has the largest scale that E4M3 has."""
     whole = peak / (LARGEST * LARGEST_SCALE)
-    return np.float32(whole if whole > 1e-37 else 1.0)
+    return float(np.float32(whole)) if whole > 1e-37 else 1.0
 
 
 def round_float4(matrix: Floats) -> Float4:
