@@ -279,7 +279,7 @@ def open_session(
     able = ort.get_available_providers()
     if provider not in able:
         raise BackendMissingError(
-            f"this build of ONNX Runtime has no {provider}, only {', '.join(able)}"
+            f"ONNX Runtime has no {provider} here, only {', '.join(able)}"
         )
     try:
         raw = ort.InferenceSession(source, options, providers=providers)

@@ -19,9 +19,10 @@ from qcompile.planner.search import Found
 from qcompile.reporter import Reporter
 from qcompile.verdict import GateResult
 
-__all__ = ["pass_gate"]
+__all__ = ["ATTEMPTS", "pass_gate"]
 
 ATTEMPTS = {"fast": 1, "default": 3, "max": 8}
+"""How often the gate judges, by effort."""
 
 
 def pass_gate(

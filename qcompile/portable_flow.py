@@ -14,6 +14,7 @@ from typing import Any
 
 import onnx_ir as oir
 
+from qcompile.attempts import ATTEMPTS
 from qcompile.backends.ort import AS_WRITTEN, CPU, gpu_provider
 from qcompile.backends.trt import Profile
 from qcompile.build import Build
@@ -32,7 +33,8 @@ from qcompile.lock import Lock
 from qcompile.planner.attention import find_attention, kept_short, kept_whole
 from qcompile.planner.by_groups import Tried
 from qcompile.planner.default import without_ends
-from qcompile.planner.portable_plans import plans_for_device
+from qcompile.planner.portable_plans import DevicePlans
+from qcompile.planner.search import needed_db
 from qcompile.planner.vectors import kept_wide, weight_products
 from qcompile.portable_build import PortableBuilder, portable_passes
 from qcompile.portable_write import write_portable
@@ -42,6 +44,9 @@ from qcompile.result import CompileResult
 from qcompile.stages import Stages
 from qcompile.trace import shapes_seen
 from qcompile.verdict import DELIVERED, FAIL, NOT_DELIVERED, NOT_MEASURED, Check, GateResult
+
+STEP_DB = 4.0
+"""How much more accurate than a plan that failed at the gate the next one is to be."""
 
 __all__ = [
     "Portable",
@@ -101,18 +106,25 @@ def compile_portable(
         builder = replace(portable_builder(job, ranges, rest), learned=learned, peaks=peaks)
         if target.ops:
             ranges, builder = choose_ranges(job, ranges, builder, start, stages.reporter.advance)
-        tried, builder = plans_for_device(job, builder, start, replay=lock is not None)
-        build = builder.build(tried[-1].plan)
-        ranges = replace(ranges, chosen=builder.known_ranges())
-    with stages("check engine"):
-        profile = job.data.profile()
-        engine = engine_of(job, build, profile)
-    with stages("gate"):
-        gate = _judge(job, build.path, engine)
+    plans = DevicePlans(job, builder, start, replay=lock is not None)
+    profile, needed = job.data.profile(), needed_db(job)
+    for left in reversed(range(ATTEMPTS[job.options.effort])):
+        with stages("plan"):
+            builder = plans.reach(needed)
+            build = builder.build(plans.tried[-1].plan)
+        with stages("check engine"):
+            engine = engine_of(job, build, profile)
+        with stages("gate"):
+            gate = _judge(job, build.path, engine)
+        more = _more_needed(gate, plans)
+        if more is None or left == 0:
+            break
+        needed = more
+    ranges = replace(ranges, chosen=builder.known_ranges())
     baseline = None
     if rest != "fp32" and target.ops:
         baseline = builder.portable(_all_float(build.plan))[0]
-    made = Portable(build, tuple(tried), profile, engine, gate, baseline)
+    made = Portable(build, tuple(plans.tried), profile, engine, gate, baseline)
     return deliver(
         job,
         lock,
@@ -121,6 +133,16 @@ def compile_portable(
         keep,
         lambda folder: write_portable(folder, job, ranges, made, key, stages, output),
     )
+
+
+def _more_needed(gate: GateResult, plans: DevicePlans) -> float | None:
+    """The SQNR to plan for where this plan failed on accuracy and another may not; else None."""
+    now = plans.tried[-1]
+    short = any(check.name in ("accuracy", "metric", "steps") for check in gate.failed)
+    mixed = any(c.precision != FLOAT and not c.pinned for c in now.plan.layers)
+    if plans.replay or not short or not mixed or now.sqnr_db is None:
+        return None
+    return now.sqnr_db + STEP_DB
 
 
 def job_peaks(job: Job) -> dict[str, TensorRange]:

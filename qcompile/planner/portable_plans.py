@@ -17,47 +17,53 @@ from qcompile.planner.by_groups import Tried, accurate_plan
 from qcompile.planner.default import without_ends
 from qcompile.planner.race import Candidate, Race, open_race
 from qcompile.planner.refine import may_refit, refitted
-from qcompile.planner.search import needed_db
 from qcompile.portable_build import PortableBuilder
 
-__all__ = ["plans_for_device"]
+__all__ = ["DevicePlans"]
 
 EVERYTHING = "all that can be integer"
 
 
-def plans_for_device(
-    job: Job, builder: PortableBuilder, start: PrecisionPlan, *, replay: bool
-) -> tuple[list[Tried], PortableBuilder]:
-    """Plans that were tried, the last one to be taken, and what builds that one.
-
-    Args:
-        job: model, data, options.
-        builder: builds plans.
-        start: everything integer that can be, with the user's pins.
-        replay: take ``start`` as it is (``--locked``).
-    """
-    race = open_race(job, builder)
-    first = race.accuracy(EVERYTHING, start)
-    if replay:
-        return [Tried("replayed from the lock", start, first.least_db)], builder
-    found = _Found(job, builder, race, needed_db(job))
-    found.add(first)
-    if not found.enough():
-        _give_up_layers(found, start)
-    taken = found.taken()
-    return found.tried, taken
-
-
 @dataclass
-class _Found:
-    """What was tried, each plan followed by its refit."""
+class DevicePlans:
+    """What was tried, each plan followed by its refit.
+
+    Attributes:
+        job: model, data, options.
+        builder: builds plans, with nothing refitted.
+        start: everything integer that can be, with the user's pins.
+        replay: ``start`` is taken as it is (``--locked``).
+        tried: the last one is to be taken.
+    """
 
     job: Job
     builder: PortableBuilder
-    race: Race
-    needed_db: float
+    start: PrecisionPlan
+    replay: bool = False
     tried: list[Tried] = field(default_factory=list)
-    learned: dict[str, Learned] = field(default_factory=dict)
+    _learned: dict[tuple[str, PrecisionPlan], Learned] = field(default_factory=dict)
+    _needed_db: float = 0.0
+    _race: Race | None = None
+
+    @property
+    def race(self) -> Race:
+        """Judges plans on selection samples."""
+        if self._race is None:
+            self._race = open_race(self.job, self.builder)
+        return self._race
+
+    def reach(self, needed_db: float) -> PortableBuilder:
+        """Try plans until one has ``needed_db``; returns what builds the last of ``tried``."""
+        self._needed_db = needed_db
+        if self.replay:
+            found = self.race.accuracy("", self.start).sqnr_db
+            self.tried = [Tried("replayed from the lock", self.start, found)]
+            return self.builder
+        if not self.tried:
+            self.add(self.race.accuracy(EVERYTHING, self.start))
+        if not self.enough():
+            _give_up_layers(self, needed_db)
+        return self.taken()
 
     def add(self, candidate: Candidate) -> None:
         """A plan that was judged, and the same with refitted numbers where they are better."""
@@ -75,11 +81,11 @@ class _Found:
         )
         if better is not None:
             self.tried.append(Tried(better.name, plan, better.least_db))
-            self.learned[better.name] = better.build.learned
+            self._learned[better.name, plan] = better.build.learned
 
     def enough(self) -> bool:
         """Whether a plan keeps the limit, or there is nothing to compare."""
-        return any(t.sqnr_db is None or t.sqnr_db >= self.needed_db for t in self.tried)
+        return any(t.sqnr_db is None or t.sqnr_db >= self._needed_db for t in self.tried)
 
     def taken(self) -> PortableBuilder:
         """Put the most accurate of the last plan's forms last; what builds it.
@@ -90,13 +96,13 @@ class _Found:
         able = [t for t in self.tried if t.plan == last] if self.enough() else self.tried
         best = max(able, key=lambda t: float("inf") if t.sqnr_db is None else t.sqnr_db)
         self.tried = [*(t for t in self.tried if t is not best), best]
-        learned = self.learned.get(best.name)
+        learned = self._learned.get((best.name, best.plan))
         return self.builder if learned is None else replace(self.builder, learned=learned, _made={})
 
 
-def _give_up_layers(found: _Found, start: PrecisionPlan) -> None:
+def _give_up_layers(plans: DevicePlans, needed_db: float) -> None:
     """Plans with layers in float, the last of them refitted."""
-    job, race = found.job, found.race
+    job, race = plans.job, plans.race
     compute = frozenset(s.origin for s in job.prepared.sites if s.role == "compute")
     state = CompileState(job.prepared.model, job.prepared.target)
     attentions = find_attention(job.prepared.model.graph)
@@ -107,7 +113,7 @@ def _give_up_layers(found: _Found, start: PrecisionPlan) -> None:
     def measure(plan: PrecisionPlan) -> float | None:
         return race.accuracy("", plan).least_db
 
-    mixed = accurate_plan(start, compute, found.needed_db, measure, settle)[1:]
+    mixed = accurate_plan(plans.start, compute, needed_db, measure, settle)[1:]
     if mixed:
-        found.tried += mixed[:-1]
-        found.add(race.accuracy(mixed[-1].name, mixed[-1].plan))
+        plans.tried += mixed[:-1]
+        plans.add(race.accuracy(mixed[-1].name, mixed[-1].plan))

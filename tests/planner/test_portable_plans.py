@@ -26,7 +26,11 @@ REFITTED = Learned(notes=(Note("", "refitted"),))
 
 
 def tried(
-    monkeypatch: pytest.MonkeyPatch, bad_db: float, gain_db: float, **options: Any
+    monkeypatch: pytest.MonkeyPatch,
+    bad_db: float,
+    gain_db: float,
+    steps: Any = (11.0,),
+    **options: Any,
 ) -> tuple[list[tuple[str, float | None]], Learned, PrecisionPlan]:
     """Names and accuracies where layer l5 costs all but ``bad_db``, and a refit gains so much."""
     state = state_of(text_model(MODEL), SM80)
@@ -48,14 +52,16 @@ def tried(
     sites = [SimpleNamespace(origin=n, role="compute") for n in NAMES]
     prepared = SimpleNamespace(sites=sites, model=state.model, target=state.target)
     monkeypatch.setattr(module, "open_race", lambda *_: SimpleNamespace(accuracy=accuracy))
-    monkeypatch.setattr(module, "needed_db", lambda _: 11.0)
     monkeypatch.setattr(module, "may_refit", lambda _: True)
     monkeypatch.setattr(module, "refitted", refitted)
     monkeypatch.setattr(module, "without_ends", lambda plan, _: plan)
     monkeypatch.setattr(PortableBuilder, "rehearsal", lambda *_: empty)
     job: Any = SimpleNamespace(prepared=prepared)
-    found, builder = module.plans_for_device(job, builder, START, **{"replay": False, **options})
-    return [(t.name, t.sqnr_db) for t in found], builder.learned, found[-1].plan
+    plans = module.DevicePlans(job, builder, START, **options)
+    for needed in steps:
+        taken = plans.reach(needed)
+    found = plans.tried
+    return [(t.name, t.sqnr_db) for t in found], taken.learned, found[-1].plan
 
 
 def test_no_layer_leaves_where_a_refit_suffices(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,3 +91,12 @@ def test_a_replay_measures_what_it_is_given(monkeypatch: pytest.MonkeyPatch) -> 
     found, learned, _ = tried(monkeypatch, 3.0, 4.0, replay=True)
     assert found == [("replayed from the lock", 3.0)]
     assert learned == Learned()
+
+
+def test_more_is_given_up_where_the_gate_wants_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A metric may fail where the SQNR looked good enough."""
+    found, learned, plan = tried(monkeypatch, 8.0, 4.0, (11.0, 20.0))
+    assert [name for name, _ in found[:2]] == [module.EVERYTHING, f"{module.EVERYTHING}, refitted"]
+    assert found[-1][1] == 29.0
+    assert learned is REFITTED
+    assert [c.origin for c in plan.layers if c.precision == FLOAT] == ["l5"]
