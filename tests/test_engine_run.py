@@ -119,7 +119,6 @@ def test_kernels_count_by_what_they_read_constants_included() -> None:
         {"Name": "a", "Inputs": [int8, half]},
         {"Name": "b", "Inputs": [half], "Constants": [{"Name": "w", "Format/Datatype": "Int4"}]},
         {"Name": "c", "Inputs": [half], "Weights": {"Type": "FP8", "Count": 64}},
-        "not told in detail",
     ]
     text = json.dumps({"Layers": layers})
     inspector = argparse.Namespace(get_engine_information=lambda _: text)

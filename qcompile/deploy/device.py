@@ -52,9 +52,7 @@ class Cuda:
             names += map(str, Path(base).glob("nvidia/*/lib/libcudart.so*"))
         names += ["cudart64_13.dll", "cudart64_12.dll", "cudart64_110.dll"]
         self.api: Any = None
-        for name in names:
-            if not name:
-                continue
+        for name in filter(None, names):
             try:
                 self.api = ctypes.CDLL(name)
                 break
@@ -66,16 +64,13 @@ class Cuda:
         self.api.cudaMemcpy.argtypes = [pointer, pointer, ctypes.c_size_t, ctypes.c_int]
         count = ctypes.c_int(0)
         code = self.api.cudaGetDeviceCount(ctypes.byref(count))
-        if code == 35:  # cudaErrorInsufficientDriver
-            raise OSError("the GPU's driver is missing or too old")
         if code or count.value < 1:
-            raise OSError("there is none (cudaGetDeviceCount says %d)" % code)
+            raise OSError("none, or its driver is too old (CUDA says %d)" % code)
 
     def describe(self) -> str:
         """The GPU's name and compute capability: engines hold for these alone."""
-        parts = []
+        parts, value = [], ctypes.c_int(0)
         for attribute in (75, 76):  # cudaDevAttrComputeCapabilityMajor, ...Minor
-            value = ctypes.c_int(0)
             code = self.api.cudaDeviceGetAttribute(ctypes.byref(value), attribute, 0)
             self.check(code, "cudaDeviceGetAttribute")
             parts.append(str(value.value))
@@ -273,9 +268,8 @@ class Engine:
 def sqnr(reference: List[Dict[str, Any]], outputs: List[Dict[str, Any]]) -> float:
     """Least SQNR in dB over the float outputs of all samples; NaN counts as nothing in common."""
     worst = float("inf")
-    for name in reference[0]:
-        if reference[0][name].dtype.kind != "f" or name not in outputs[0]:
-            continue
+    both = [n for n in reference[0] if n in outputs[0]]
+    for name in (n for n in both if reference[0][n].dtype.kind == "f"):
         signal = noise = 0.0
         for wanted, got in zip(reference, outputs):
             real = wanted[name].astype(np.float64)
@@ -308,8 +302,7 @@ def types_read(layer: Any) -> str:
     """Types of a layer's inputs, constants and weights, in one string."""
     held = [layer.get(key) or [] for key in ("Inputs", "Constants", "Weights")]
     entries = [e for h in held for e in (h if isinstance(h, list) else [h])]
-    types = [e.get("Format/Datatype", e.get("Type")) for e in entries if isinstance(e, dict)]
-    return " ".join(map(str, types)).lower()
+    return " ".join(str(e.get("Format/Datatype", e.get("Type"))) for e in entries).lower()
 
 
 def realised(trt: Any, engine: Any) -> Dict[str, int]:
@@ -318,10 +311,9 @@ def realised(trt: Any, engine: Any) -> Dict[str, int]:
     text = inspector.get_engine_information(trt.LayerInformationFormat.JSON)
     counts: Dict[str, int] = {}
     for layer in json.loads(text).get("Layers", []):
-        if isinstance(layer, dict):
-            words = types_read(layer)
-            kind = next((k for k in ("fp4", "int4", "fp8", "int8") if k in words), "other")
-            counts[kind] = counts.get(kind, 0) + 1
+        words = types_read(layer) if isinstance(layer, dict) else ""
+        kind = next((k for k in ("fp4", "int4", "fp8", "int8") if k in words), "other")
+        counts[kind] = counts.get(kind, 0) + 1
     return counts
 
 
