@@ -278,9 +278,7 @@ def open_session(
         providers[0] = (provider, dict(provider_options))
     able = ort.get_available_providers()
     if provider not in able:
-        raise BackendMissingError(
-            f"ONNX Runtime has no {provider} here, only {', '.join(able)}"
-        )
+        raise BackendMissingError(f"ONNX Runtime has no {provider} here, only {', '.join(able)}")
     try:
         raw = ort.InferenceSession(source, options, providers=providers)
     except Exception as e:
