@@ -53,6 +53,7 @@ __all__ = [
     "compile_portable",
     "engine_of",
     "job_peaks",
+    "more_needed",
     "portable_builder",
     "with_engine",
 ]
@@ -116,7 +117,7 @@ def compile_portable(
             engine = engine_of(job, build, profile)
         with stages("gate"):
             gate = _judge(job, build.path, engine)
-        more = _more_needed(gate, plans)
+        more = more_needed(gate, plans)
         if more is None or left == 0:
             break
         needed = more
@@ -135,7 +136,7 @@ def compile_portable(
     )
 
 
-def _more_needed(gate: GateResult, plans: DevicePlans) -> float | None:
+def more_needed(gate: GateResult, plans: DevicePlans) -> float | None:
     """The SQNR to plan for where this plan failed on accuracy and another may not; else None."""
     now = plans.tried[-1]
     short = any(check.name in ("accuracy", "metric", "steps") for check in gate.failed)

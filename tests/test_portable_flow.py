@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
@@ -20,9 +21,11 @@ from qcompile.engine_check import EngineCheck
 from qcompile.ir.errors import TargetError
 from qcompile.ir.load import load_model
 from qcompile.ir.plan import FLOAT, INT8, LayerChoice, PrecisionPlan
-from qcompile.planner.by_groups import accurate_plan
+from qcompile.planner.by_groups import Tried, accurate_plan
+from qcompile.portable_flow import more_needed
 from qcompile.recheck import recheck
 from qcompile.subject import open_subject
+from qcompile.verdict import Check, GateResult
 
 MODEL = Path(__file__).parent.parent / "models" / "fmnist_cnn.onnx"
 
@@ -151,6 +154,25 @@ def test_4_bit_floats_are_judged_and_verified_by_an_emulation(tmp_path: Path) ->
     assert {c.name for c in checks if c.state == "pass"} == {"hashes", "opens", "outputs"}
     target = get_target("tensorrt-nvfp4", "sm120")
     assert not check_legality(load_model(result.path / "model.qdq.onnx").model, target)
+
+
+@pytest.mark.parametrize(
+    ("failed", "precision", "replay", "wanted"),
+    [
+        ("metric", INT8, False, 16.0),
+        ("accuracy", INT8, False, 16.0),
+        ("builds", INT8, False, None),
+        ("metric", FLOAT, False, None),
+        ("metric", INT8, True, None),
+    ],
+)
+def test_a_plan_that_fails_on_accuracy_is_made_again_for_more(
+    failed: str, precision: str, replay: bool, wanted: float | None
+) -> None:
+    gate = GateResult("not delivered", "", (Check(failed, "fail", "too little"),))
+    plan = PrecisionPlan((LayerChoice("l", "Conv", precision, ""),))
+    plans: Any = argparse.Namespace(tried=[Tried("all", plan, 12.0)], replay=replay)
+    assert more_needed(gate, plans) == wanted
 
 
 def test_the_groups_that_hurt_most_leave_first() -> None:
