@@ -121,7 +121,7 @@ class Profiler:
 
     def run(self, feed: Feed) -> None:
         """One inference."""
-        self.session.raw.run(None, feed)
+        self.session.raw.run(None, self.session.given(feed))
 
     def finish(self, skip: int = 0) -> list[Kernel]:
         """The kernels in order of execution; the first ``skip`` runs are left out of their times.
