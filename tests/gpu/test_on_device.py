@@ -63,6 +63,7 @@ def _feeds(path: Path) -> list[dict[str, Any]]:
     [
         ("tensorrt-int8", "int8"),
         ("tensorrt-fp8", "fp8"),
+        ("tensorrt-nvfp4", "fp4"),
         ("tensorrt-fp16", ""),
         ("tensorrt-bf16", ""),
     ],
@@ -71,6 +72,8 @@ def test_the_engine_computes_what_its_graph_says(
     tmp_path: Path, model: str, target: str, kernels: str
 ) -> None:
     path = MODELS / f"{model}.onnx"
+    if target == "tensorrt-nvfp4" and model != "fmnist_vit":
+        pytest.skip("it holds no product that FP4 takes")
     try:
         result = qcompile.compile(
             path, target=target, calibration=_feeds(path), output=tmp_path / "a", threads=1
@@ -85,7 +88,7 @@ def test_the_engine_computes_what_its_graph_says(
     assert found["accuracy_db"] > 10
     assert set(found["p50_ms"]) >= {target.removeprefix("tensorrt-"), "float"}
     if kernels:
-        assert found["kernels"].get(kernels, 0) > 0, "nothing was realised in 8 bits"
+        assert found["kernels"].get(kernels, 0) > 0, "nothing was realised in few bits"
     if KEPT:
         place = Path(KEPT) / f"{model}.{target}.json"
         place.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
