@@ -66,9 +66,15 @@ class Chain:
 
 @dataclass(frozen=True)
 class FoldAffine:
-    """Removes or shortens affine chains of the main graph."""
+    """Removes or shortens affine chains of the main graph.
+
+    Attributes:
+        columns: let a factor for each channel into the columns of the layer that reads it. Off where weights
+            may come from a checkpoint in few bits: one factor a column takes them off its grid.
+    """
 
     name: str = "fold-affine"
+    columns: bool = True
 
     def run(self, state: CompileState) -> PassResult:
         """Fold into producers first, then into readers, then merge what is left; until nothing changes."""
@@ -77,7 +83,9 @@ class FoldAffine:
         done: list[Note] = []
         while True:
             notes = [
-                note for step in (_behind, _before, _merge) for note in _each(graph, kept, step)
+                note
+                for step in (_behind, _before if self.columns else _before_rows, _merge)
+                for note in _each(graph, kept, step)
             ]
             done += [n for n in notes if n.changed]
             if not any(n.changed for n in notes):
@@ -134,6 +142,11 @@ def _chain(node: oir.Node, kept: Container[oir.Node]) -> Chain | None:
 
 def _fits(read: Affine, scale: Array, shift: Array) -> bool:
     return max(scale.size, shift.size) == max(read.scale.size, read.shift.size)
+
+
+def _before_rows(graph: oir.Graph, chain: Chain) -> Note | None:
+    """Fold into the layers that read the chain unless it scales their columns apart."""
+    return _before(graph, chain) if chain.scale.size == 1 else None
 
 
 def _behind(graph: oir.Graph, chain: Chain) -> Note | None:

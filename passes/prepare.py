@@ -26,7 +26,9 @@ from qcompile.passes.split_first import SplitFirst
 __all__ = ["prepare_passes", "runtime_passes"]
 
 
-def prepare_passes(contrib: bool = False, engines: bool = False) -> list[Pass]:
+def prepare_passes(
+    contrib: bool = False, engines: bool = False, few_bits: bool = False
+) -> list[Pass]:
     """Passes to run once each, in this order.
 
     Activations are recognised before constants are folded into layers, because a fold may take
@@ -36,6 +38,7 @@ def prepare_passes(contrib: bool = False, engines: bool = False) -> list[Pass]:
         contrib: the target runs ONNX Runtime's own operators (``com.microsoft``); they are then
             used where ONNX has none at the model's opset.
         engines: the target compiles engines, whose builder looks for certain forms.
+        few_bits: the target stores weights in few bits, in which they may lie already.
     """
     return [
         FoldConstants(),
@@ -54,7 +57,7 @@ def prepare_passes(contrib: bool = False, engines: bool = False) -> list[Pass]:
         FuseBias(),
         FoldBatchNorm(),
         FoldTable(),
-        FoldAffine(),
+        FoldAffine(columns=not few_bits),
         RewriteConvTranspose(),
     ]
 

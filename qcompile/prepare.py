@@ -93,7 +93,9 @@ def prepare(source: Any, target: Target, options: Options, work: Path | None = N
     model, notes = _upgraded(model, target, options)
     state = CompileState(model, target)
     contrib = target.backend == "ort" and not target.portable
-    passes = prepare_passes(contrib, engines=target.backend == "trt")
+    passes = prepare_passes(
+        contrib, engines=target.backend == "trt", few_bits=target.weights is not None
+    )
     if contrib and target.ops and target.weights is None:
         passes = [WidenHalf(), *passes]
     if _has_pairs(model):

@@ -250,3 +250,16 @@ def test_the_scale_of_an_attention_goes_into_a_projection() -> None:
     (add,) = [n for n in after.graph if n.op_type == "Add"]
     assert add.inputs[1] is not None and add.inputs[1].const_value is not None
     np.testing.assert_allclose(add.inputs[1].const_value.numpy(), weights["b"] / 2.5, rtol=1e-6)
+
+
+def test_columns_on_a_checkpoint_s_grid_take_no_factors() -> None:
+    signature = "(float[N, 3, 5] x) => (float[N, 3, 5] y)"
+    kept = FoldAffine(columns=False)
+    body = "c = Mul(x, wide)\n y = MatMul(c, w)"
+    check_passes(model(body, signature, w=(5, 5)), kept, ["Mul", "MatMul"], changed=False)
+    body = (
+        "c = Mul(x, k)\n y = MatMul(c, w)"  # one factor for all: the grid is another, and still one
+    )
+    check_passes(model(body, signature, w=(5, 5)), kept, ["MatMul"])
+    body = "c = MatMul(x, w)\n y = Mul(c, wide)"  # one for each row
+    check_passes(model(body, signature, w=(5, 5)), kept, ["MatMul"])
