@@ -101,6 +101,7 @@ def form_times(
     """
     tagged = tag_model(path)
     profiler = Profiler(tagged, threads=threads, custom_ops=custom_ops)
+    feed = profiler.session.given(feed)
     profiler.session.run(feed)
     walls: list[int] = []
     begin = time.perf_counter()
