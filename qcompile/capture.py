@@ -52,7 +52,7 @@ def capture(
     work = model.clone()
     made = _made(work, inner)
     work.graph.outputs.clear()
-    work.graph.outputs.extend(made)
+    work.graph.outputs.extend(dict.fromkeys([*made, *_caches(work.graph)]))
     drop_unused(work)
     save_model(work, path, external_above=LOADED_WHOLE)
     session = open_session(
@@ -99,6 +99,7 @@ def tensor_sizes(
         graph.append(oir.Node("", "Size", [value], outputs=[result]))
         graph.outputs.append(result)
     names = [value.name or "" for value in graph.outputs]
+    graph.outputs.extend(_caches(graph))
     drop_unused(work)
     save_model(work, path, external_above=LOADED_WHOLE)
     session = open_session(path, custom_ops=custom_ops, variable_shapes=True)
@@ -108,6 +109,17 @@ def tensor_sizes(
             int(found[name]) * (value.dtype.itemsize if value.dtype else 4)
         )
     return sizes
+
+
+def _caches(graph: oir.Graph) -> list[oir.Value]:
+    """Grown caches of opset 23's Attention: ONNX Runtime runs none on a past without giving them out."""
+    return [
+        value
+        for node in graph
+        if (node.op_type, node.domain) == ("Attention", "")
+        for value, past in zip(node.outputs[1:3], node.inputs[4:6], strict=False)
+        if value.name and past is not None
+    ]
 
 
 def _made(model: oir.Model, names: Sequence[str]) -> list[oir.Value]:

@@ -187,6 +187,7 @@ def test_a_cache_in_8_bits_is_judged_and_recorded(
     assert decoding["cache_bytes"] == [LENGTH * 512, LENGTH * 128]
     assert decoding["next_tokens"]["agreement"] > 0.8
     assert report["operators"]
+    assert not report["left_out"]
     run = [sys.executable, "-I", str(out / "deploy" / "run.py"), "--time", "0.01", "--threads", "1"]
     done = subprocess.run(run, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
