@@ -19,7 +19,15 @@ from qcompile.ir.save import save_model
 from qcompile.planner.gated import Gate, Gated
 from qcompile.scratch import scratch_folder
 
-__all__ = ["EMULATION", "WORST_ERROR", "GatedSession", "Kinds", "kinds_of", "relative_errors"]
+__all__ = [
+    "EMULATION",
+    "WORST_ERROR",
+    "GatedSession",
+    "Kinds",
+    "kinds_of",
+    "mean_signals",
+    "relative_errors",
+]
 
 WORST_ERROR = 1e6
 """Stands for an output that is NaN, infinite or of another shape."""
@@ -91,6 +99,7 @@ class GatedSession:
             )
         self.reference = self.crew.map(lambda feed: self.run((), feed), self.samples)
         self.kinds = kinds_of(self.reference)
+        self._signals = mean_signals(self.reference, self.kinds)
 
     def flags(self, plan: Plan, writes: Mapping[str, bool] | None = None) -> npt.NDArray[np.bool_]:
         """The vector of flags of a plan.
@@ -156,9 +165,14 @@ class GatedSession:
     def sample_error(
         self, plan: Plan, sample: int, writes: Mapping[str, bool] | None = None
     ) -> float:
-        """Relative error energy of a plan on one sample, summed over float outputs."""
+        """Relative error energy of a plan on one sample, summed over float outputs.
+
+        A kind of channels is related to its mean energy over all samples: the scores of an image
+        in which nothing is found are next to nothing, and so is what an error in them does.
+        """
         outputs = self.run(plan, self.samples[sample], writes)
-        return sum(relative_errors(self.reference[sample], outputs, self.kinds).values())
+        errors = relative_errors(self.reference[sample], outputs, self.kinds, self._signals)
+        return sum(errors.values())
 
 
 def kinds_of(reference: Sequence[Mapping[str, Any]]) -> Kinds:
@@ -173,13 +187,27 @@ def kinds_of(reference: Sequence[Mapping[str, Any]]) -> Kinds:
     return {name: groups for name, groups in found.items() if groups}
 
 
+def mean_signals(reference: Sequence[Mapping[str, Any]], kinds: Kinds) -> dict[str, float]:
+    """Mean energy in float of each kind of channels, per sample; nothing of other outputs."""
+    found: dict[str, float] = {}
+    for results in reference:
+        for name in kinds:
+            for part, one, _ in _parts(name, results[name], results[name], kinds):
+                found[part] = found.get(part, 0.0) + _energies(one, one)[1] / len(reference)
+    return found
+
+
 def relative_errors(
-    reference: Mapping[str, Any], outputs: Mapping[str, Any], kinds: Kinds | None = None
+    reference: Mapping[str, Any],
+    outputs: Mapping[str, Any],
+    kinds: Kinds | None = None,
+    signals: Mapping[str, float] | None = None,
 ) -> dict[str, float]:
     """For each float output ||y - y_ref||^2 / ||y_ref||^2, at most ``WORST_ERROR``.
 
-    Kinds of channels count as outputs of their own, named ``output[index]``. A model without float
-    outputs is judged by its others: the share of elements that differ.
+    Kinds of channels count as outputs of their own, named ``output[index]``; ``signals`` has what to
+    relate their errors to instead. A model without float outputs is judged by its others: the share
+    of elements that differ.
     """
     errors: dict[str, float] = {}
     shares: dict[str, float] = {}
@@ -189,7 +217,8 @@ def relative_errors(
             continue
         if expected.dtype.kind == "f":
             for part, one, other in _parts(name, expected, found, kinds or {}):
-                errors[part] = _ratio(*_energies(one, other))
+                noise, signal = _energies(one, other)
+                errors[part] = _ratio(noise, (signals or {}).get(part, signal))
         elif expected.shape != found.shape:
             shares[name] = 1.0
         elif expected.size:

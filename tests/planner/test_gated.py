@@ -14,6 +14,7 @@ from qcompile.planner.gated_session import (
     WORST_ERROR,
     GatedSession,
     kinds_of,
+    mean_signals,
     relative_errors,
 )
 from qcompile.planner.units import units
@@ -151,6 +152,13 @@ def test_kinds_of_channels_are_outputs_of_their_own() -> None:
     lost = np.where(y > 1, y, 0.0).astype(np.float32)
     assert relative_errors({"y": y}, {"y": lost})["y"] < 1e-5
     assert relative_errors({"y": y}, {"y": lost}, kinds) == {"y[0]": 0.0, "y[1]": 1.0}
+    # what is nearly silent in one sample is related to all samples
+    silent = np.where(y > 1, y, 0.001).astype(np.float32)
+    wrong = np.where(y > 1, y, 0.002).astype(np.float32)
+    signals = mean_signals([{"y": y}, {"y": silent}], kinds)
+    assert relative_errors({"y": silent}, {"y": wrong}, kinds)["y[1]"] == pytest.approx(1.0)
+    found = relative_errors({"y": silent}, {"y": wrong}, kinds, signals)
+    assert found["y[1]"] == pytest.approx(2e-6 / (0.3125 / 2), rel=1e-3)
     # another number of rows is as wrong as ever
     assert relative_errors({"y": y}, {"y": y[:, :1]}, kinds) == {"y": WORST_ERROR}
 
