@@ -28,6 +28,9 @@ warming, short against the drift of a shared machine's speed, which so cancels i
 SLOW_S = 0.1
 """From this latency on, a block has no untimed first run: caches are warm after a thousandth of it."""
 
+SHARE = 100
+"""Runs of each feed that count for percentiles, where feeds differ in shape."""
+
 Emit = Callable[[Mapping[str, Any]], None]
 
 
@@ -136,7 +139,6 @@ def _time(job: Mapping[str, Any], emit: Emit) -> dict[str, Any]:
     runs = found.pop("runs_ns")
     return {
         **found,
-        "runs": {name: len(each) for name, each in runs.items()},
         "latency_ms": {
             name: [float(v) / 1e6 for v in np.percentile(each, (50, 90, 99))]
             for name, each in runs.items()
@@ -216,12 +218,14 @@ def interleave(
         clock: nanoseconds.
 
     Returns:
-        per name the nanoseconds of each run and the median of each group; ratios base / other. A model
-        that was left out on the way has fewer groups than the others.
+        per name the nanoseconds of each run (of feeds that differ in shape as many of each, or the
+        quick ones would be most), how many there were, and the median of each group; ratios base /
+        other. A model that was left out on the way has fewer groups than the others.
     """
     base = names[0]
     begin = clock()
     all_ns: dict[str, list[int]] = {name: [] for name in names}
+    counts = dict.fromkeys(names, 0)
     medians: dict[str, list[float]] = {name: [] for name in names}
     ratios: dict[str, list[float]] = {name: [] for name in names[1:]}
     groups = 0
@@ -243,7 +247,9 @@ def interleave(
                 logs[name].append(
                     float(np.median([np.log(np.median(a) / np.median(b)) for a, b in pairs]))
                 )
-                all_ns[name].extend(ns for block in blocks[name] for ns in block)
+                runs_ns = [ns for block in blocks[name] for ns in block]
+                counts[name] += len(runs_ns)
+                all_ns[name].extend(_equal_share(runs_ns) if together else runs_ns)
         runs.clear()
         groups += 1
         for name in active:
@@ -261,11 +267,18 @@ def interleave(
             break
     return {
         "runs_ns": all_ns,
+        "runs": counts,
         "group_ns": medians,
         "ratios": ratios,
         "groups": groups,
         "seconds": (clock() - begin) / 1e9,
     }
+
+
+def _equal_share(runs_ns: Sequence[int]) -> list[int]:
+    """``SHARE`` values that are spread as the runs are, however many those were."""
+    at = (np.arange(SHARE) + 0.5) / SHARE
+    return [round(ns) for ns in np.quantile(runs_ns, at).tolist()]
 
 
 def _rounds(

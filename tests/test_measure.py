@@ -128,6 +128,15 @@ def test_shapes_are_averaged_geometrically() -> None:
     assert found["ratios"]["int"] == pytest.approx([2.0] * found["groups"])
 
 
+def test_shapes_count_alike_however_quick_they_are() -> None:
+    costs = {"float": lambda i: (100_000, 8_000_000)[i], "int": lambda i: (50_000, 4_000_000)[i]}
+    found = interleaved(Clock(), costs, feeds=2, together=True)
+    for name, (quick, slow) in (("float", (100_000, 8_000_000)), ("int", (50_000, 4_000_000))):
+        runs = found["runs_ns"][name]
+        assert runs.count(quick) == runs.count(slow) == len(runs) / 2
+        assert found["runs"][name] > len(runs), "quick ones were run more often than they count"
+
+
 def test_noise_uses_the_budget() -> None:
     clock, noise = Clock(), np.random.default_rng(0)
     speeds = itertools.cycle([1.0, 1.5, 0.7])
