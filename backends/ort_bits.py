@@ -16,7 +16,7 @@ from qcompile.backends.ort import open_session
 from qcompile.ir.blocks import BlockSpec
 from qcompile.ir.errors import ModelError
 
-__all__ = ["has_bits", "has_integer_cache"]
+__all__ = ["has_bits", "has_integer_cache", "has_quantization"]
 
 BLOCK = 32
 
@@ -48,6 +48,31 @@ def has_bits(bits: int) -> bool:
     )
     opsets = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
     model = helper.make_model(graph, opset_imports=opsets, ir_version=8)
+    try:
+        open_session(model.SerializeToString(), threads=1)
+    except ModelError:
+        return False
+    return True
+
+
+@lru_cache(maxsize=8)
+def has_quantization(opset: int) -> bool:
+    """Whether QuantizeLinear of an opset runs here on int8: 1.23 opens opset 23, and has no kernel."""
+    node = helper.make_node("QuantizeLinear", ["x", "scale", "zero"], ["y"])
+    graph = helper.make_graph(
+        [node],
+        "probe",
+        [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1])],
+        [helper.make_tensor_value_info("y", onnx.TensorProto.INT8, [1])],
+        [
+            numpy_helper.from_array(np.array(1, np.float32), "scale"),
+            numpy_helper.from_array(np.array(0, np.int8), "zero"),
+        ],
+    )
+    ir_version = helper.find_min_ir_version_for([helper.make_opsetid("", opset)])
+    model = helper.make_model(
+        graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=ir_version
+    )
     try:
         open_session(model.SerializeToString(), threads=1)
     except ModelError:

@@ -15,13 +15,14 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as oir
 
-from qcompile.backends.ort_bits import has_integer_cache
+from qcompile.backends.ort import runtime_version
+from qcompile.backends.ort_bits import has_integer_cache, has_quantization
 from qcompile.backends.ort_cache import store_cache
 from qcompile.capture import capture
 from qcompile.data.inputs import Feed, is_cache
 from qcompile.ir.cache import CachePair
-from qcompile.ir.errors import OptionError
-from qcompile.ir.graph import attribute
+from qcompile.ir.errors import BackendMissingError, OptionError
+from qcompile.ir.graph import attribute, default_opset
 from qcompile.ir.target import Target
 from qcompile.job import Job
 from qcompile.oldest_runtime import INTEGER_CACHE, first_release, parse_release
@@ -124,9 +125,16 @@ def find_cache(job: Job) -> Cache:
 
     Raises:
         OptionError: the model has no cache that can be stored.
+        BackendMissingError: the runtime cannot round at the model's opset.
         CalibrationError: a sample does not run.
     """
     state = cache_pairs(job)
+    opset = default_opset(job.prepared.model)
+    if not has_quantization(opset):
+        raise BackendMissingError(
+            f"--kv-cache int8 needs QuantizeLinear of the model's opset {opset}, which ONNX Runtime "
+            f"{runtime_version()} cannot run; take a newer one, or leave the cache in float"
+        )
     total = len(job.data.calibration)
     picked = np.unique(np.linspace(0, total - 1, min(SAMPLES, total)).astype(int))
     feeds = [job.data.calibration.load(int(i)) for i in picked]
