@@ -18,9 +18,8 @@ import numpy.typing as npt
 from qcompile.ir.cache import CachePair, from_integers, read_pairs, to_integers
 from qcompile.ir.errors import BackendMissingError, ModelError
 
-if (
-    TYPE_CHECKING
-):  # the processes that measure need no model in memory, which takes half a second to import
+# the processes that measure need no model in memory, which takes half a second to import
+if TYPE_CHECKING:
     import onnx_ir as oir
 
 __all__ = [

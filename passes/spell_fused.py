@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 import onnx_ir as oir
 
-from qcompile.ir.graph import default_opset, origin, subgraphs_of
+from qcompile.ir.graph import default_opset, origin, replace_value, subgraphs_of
 from qcompile.ir.manager import CompileState, Note, PassResult
 from qcompile.ir.pattern import Match, replace
 from qcompile.ir.shapes import infer_shapes
@@ -62,7 +62,6 @@ class SpellFused:
                 notes.append(Note(where, f"{node.op_type} spelled", True))
         changed = sum(note.changed for note in notes)
         if changed:
-            state.model.opset_imports.setdefault(CONTRIB, 1)
             infer_shapes(state.model)
         return PassResult(changed, tuple(notes))
 
@@ -189,7 +188,7 @@ def _skip_layer_norm(node: oir.Node, parts: Spelling) -> str:
     if bias is not None:
         total = parts.add("Add", [total, bias])
     if len(node.outputs) > 3:
-        parts.hand_over(node.outputs[3], total)
+        replace_value(node.outputs[3], total)
     read = [total, gain] if shift is None else [total, gain, shift]
     epsilon = oir.AttrFloat32("epsilon", node.attributes.get_float("epsilon", 1e-12))
     parts.add("LayerNormalization", read, [oir.AttrInt64("axis", -1), epsilon], anchor=True)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as oir
 
-from qcompile.ir.graph import add_initializer, fresh_name, origin, replace_value
+from qcompile.ir.graph import add_initializer, fresh_name, origin
 from qcompile.ir.pattern import stand_for
 
 __all__ = ["Spelling"]
@@ -75,7 +75,3 @@ class Spelling:
         return add_initializer(
             self._graph, f"{result.name}_constant", np.array(number).astype(dtype)
         )
-
-    def hand_over(self, old: oir.Value, new: oir.Value) -> None:
-        """Let readers of a further output of the operator read ``new``, under its name."""
-        replace_value(old, new)

@@ -45,9 +45,6 @@ from qcompile.stages import Stages
 from qcompile.trace import shapes_seen
 from qcompile.verdict import DELIVERED, FAIL, NOT_DELIVERED, NOT_MEASURED, Check, GateResult
 
-STEP_DB = 4.0
-"""How much more accurate than a plan that failed at the gate the next one is to be."""
-
 __all__ = [
     "Portable",
     "compile_portable",
@@ -57,6 +54,9 @@ __all__ = [
     "portable_builder",
     "with_engine",
 ]
+
+STEP_DB = 4.0
+"""How much more accurate than a plan that failed at the gate the next one is to be."""
 
 
 @dataclass(frozen=True)
