@@ -10,7 +10,7 @@ import pytest
 
 from qcompile.enough import Enough
 from qcompile.limits import Limits, timed_enough
-from qcompile.worker import interleave
+from tests.clock import Clock, timed
 
 GATE = Enough(loose=0.1, limit=1.0)
 
@@ -104,81 +104,44 @@ def test_a_limit_on_latency_asks_for_all_that_can_be_known() -> None:
 
 
 def test_a_model_far_behind_is_left_out_of_later_groups() -> None:
-    now = [0]
+    clock, noise = Clock(), count()
     opened: list[str] = []
     cost = {"float": 4_000_000, "good": 1_000_000, "bad": 3_900_000}
-    noise = count()
 
     def open_one(name: str) -> Callable[[int], None]:
         opened.append(name)
         factor = 1 + 0.05 * (next(noise) % 3)
+        return clock.runner(lambda _: int(cost[name] * factor))
 
-        def run(index: int) -> None:
-            now[0] += int(cost[name] * factor)
-
-        return run
-
-    found = interleave(
-        list(cost),
-        open_one,
-        feeds=1,
-        together=False,
-        budget_s=5.0,
-        enough=Enough(worth={"good": 1.0, "bad": 1.0}),
-        progress=lambda _: None,
-        clock=lambda: now[0],
-    )
+    enough = Enough(worth={"good": 1.0, "bad": 1.0})
+    found = timed(clock, list(cost), open_one, budget_s=5.0, enough=enough)
     assert len(found["ratios"]["bad"]) == 2
     assert len(found["ratios"]["good"]) == found["groups"] > 2
     assert opened.count("bad") == 2
 
 
 def test_timing_ends_when_all_are_left_behind() -> None:
-    now = [0]
-
-    def open_one(name: str) -> Callable[[int], None]:
-        def run(index: int) -> None:
-            now[0] += 1_000_000
-
-        return run
-
-    found = interleave(
+    clock = Clock()
+    found = timed(
+        clock,
         ["float", "a"],
-        open_one,
-        feeds=1,
-        together=False,
+        lambda _: clock.runner(lambda _: 1_000_000),
         budget_s=5.0,
         enough=Enough(worth={"a": 1.0}, to_beat=3.0),
-        progress=lambda _: None,
-        clock=lambda: now[0],
     )
     assert found["groups"] == 2
 
 
 def test_timing_that_will_stay_vague_is_given_up() -> None:
-    now, speeds = [0], count()
+    clock, speeds = Clock(), count()
 
     def open_one(name: str) -> Callable[[int], None]:
         factor = 1 + (next(speeds) % 5) / 4
+        return clock.runner(lambda _: int(1_000_000 * factor))
 
-        def run(index: int) -> None:
-            now[0] += int(1_000_000 * factor)
-
-        return run
-
-    def timed(give_up: bool) -> float:
-        found = interleave(
-            ["float", "int"],
-            open_one,
-            feeds=1,
-            together=False,
-            budget_s=2.0,
-            enough=Enough(),
-            give_up=give_up,
-            progress=lambda _: None,
-            clock=lambda: now[0],
-        )
+    def seconds(give_up: bool) -> float:
+        found = timed(clock, ["float", "int"], open_one, budget_s=2.0, give_up=give_up)
         return float(found["seconds"])
 
-    assert timed(True) < 1.0
-    assert timed(False) >= 2.0
+    assert seconds(True) < 1.0
+    assert seconds(False) >= 2.0

@@ -16,10 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qcompile import measure
-from qcompile.enough import Enough
 from qcompile.interval import median_interval
 from qcompile.ir.errors import ModelError
-from qcompile.worker import interleave
+from tests.clock import Clock, timed
 
 MATMUL = """
 <ir_version: 8, opset_import: ["" : 17]>
@@ -80,30 +79,12 @@ def test_interval_refuses_nothing() -> None:
         median_interval([])
 
 
-class Clock:
-    """Nanoseconds that only advance when something runs."""
-
-    def __init__(self) -> None:
-        self.now = 0
-
-    def __call__(self) -> int:
-        return self.now
-
-    def runner(self, ns: Callable[[int], int]) -> Callable[[int], None]:
-        def run(index: int) -> None:
-            self.now += ns(index)
-
-        return run
-
-
 def interleaved(clock: Clock, costs: dict[str, Callable[[int], int]], **options: Any) -> Any:
     def open_one(name: str) -> Callable[[int], None]:
         clock.now += 5_000_000
         return clock.runner(costs[name])
 
-    defaults = {"feeds": 1, "together": False, "budget_s": 60.0, "enough": Enough()}
-    given = {**defaults, **options}
-    return interleave(list(costs), open_one, progress=lambda _: None, clock=clock, **given)
+    return timed(clock, list(costs), open_one, **options)
 
 
 def test_ratio_is_exact_without_noise() -> None:
@@ -147,16 +128,7 @@ def test_noise_uses_the_budget() -> None:
         factor = current[0]
         return clock.runner(lambda _: int(1e5 * factor * noise.uniform(0.9, 1.1)))
 
-    found = interleave(
-        ["float", "int"],
-        open_one,
-        feeds=1,
-        together=False,
-        budget_s=3.0,
-        enough=Enough(),
-        progress=lambda _: None,
-        clock=clock,
-    )
+    found = timed(clock, ["float", "int"], open_one, budget_s=3.0)
     assert found["seconds"] >= 3.0
 
 

@@ -44,6 +44,20 @@ SHAPES = {
 }  # fmt: skip
 
 
+def compiled(
+    model: onnx.ModelProto, feeds: list[dict[str, np.ndarray]], output: Path, **more: object
+) -> qcompile.CompileResult:
+    return qcompile.compile(
+        model,
+        target="tensorrt-int4",
+        calibration=feeds,
+        output=output,
+        threads=1,
+        min_sqnr=10,
+        **more,
+    )
+
+
 @pytest.fixture(scope="module")
 def model() -> onnx.ModelProto:
     proto = onnx.parser.parse_model(MODEL)
@@ -66,14 +80,7 @@ def result(
     feeds: list[dict[str, np.ndarray]],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> qcompile.CompileResult:
-    return qcompile.compile(
-        model,
-        target="tensorrt-int4",
-        calibration=feeds,
-        output=tmp_path_factory.mktemp("int4") / "a",
-        threads=1,
-        min_sqnr=10,
-    )
+    return compiled(model, feeds, tmp_path_factory.mktemp("int4") / "a")
 
 
 def _session(proto: onnx.ModelProto) -> ort.InferenceSession:
@@ -140,15 +147,7 @@ def test_the_same_lock_gives_the_same_bytes(
     feeds: list[dict[str, np.ndarray]],
     tmp_path: Path,
 ) -> None:
-    again = qcompile.compile(
-        model,
-        target="tensorrt-int4",
-        calibration=feeds,
-        output=tmp_path / "b",
-        lock=result.path / "qcompile.lock",
-        threads=1,
-        min_sqnr=10,
-    )
+    again = compiled(model, feeds, tmp_path / "b", lock=result.path / "qcompile.lock")
     assert again.model.read_bytes() == result.model.read_bytes()
 
 
@@ -156,16 +155,7 @@ def test_the_same_lock_gives_the_same_bytes(
 def test_every_algorithm_ends_in_positive_scales(
     algorithm: str, model: onnx.ModelProto, feeds: list[dict[str, np.ndarray]], tmp_path: Path
 ) -> None:
-    made = qcompile.compile(
-        model,
-        target="tensorrt-int4",
-        calibration=feeds,
-        output=tmp_path / "a",
-        algorithm=algorithm,
-        rest="fp32",
-        threads=1,
-        min_sqnr=10,
-    ).check()
+    made = compiled(model, feeds, tmp_path / "a", algorithm=algorithm, rest="fp32").check()
     proto = onnx.load(made.model)
     scales = {n.input[1] for n in _pairs(proto).values()}
     arrays = {t.name: onnx.numpy_helper.to_array(t) for t in proto.graph.initializer}

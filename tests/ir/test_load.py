@@ -6,47 +6,16 @@ import hashlib
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 import onnx_ir as oir
-import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper, parser
 
 from qcompile.ir.errors import ModelError
 from qcompile.ir.graph import constant, origin
-from qcompile.ir.load import Loaded, load_model
+from qcompile.ir.load import load_model
 from qcompile.ir.save import model_bytes
-
-Array = npt.NDArray[np.generic]
-
-
-def parse(text: str, opset: int = 17, ir: int = 8, imports: str = "") -> onnx.ModelProto:
-    return parser.parse_model(f'<ir_version: {ir}, opset_import: ["" : {opset}{imports}]>\n{text}')
-
-
-def texts(loaded: Loaded) -> str:
-    return "; ".join(n.text for n in loaded.notes)
-
-
-def ops(model: oir.Model) -> list[str]:
-    return [n.op_type for n in model.graph]
-
-
-def run(model: onnx.ModelProto | oir.Model, feed: dict[str, Array]) -> list[Array]:
-    data = model_bytes(model) if isinstance(model, oir.Model) else model.SerializeToString()
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 3
-    return list(ort.InferenceSession(data, options, ["CPUExecutionProvider"]).run(None, feed))
-
-
-def same(a: onnx.ModelProto, b: oir.Model, feed: dict[str, Array]) -> None:
-    for x, y in zip(run(a, feed), run(b, feed), strict=True):
-        np.testing.assert_allclose(x, y, rtol=1e-5)
-
-
-X = np.array([[1.0, -2.0, 3.0]], dtype=np.float32)
+from tests.ir.loading import X, ops, parse, run, same, texts
 
 CHAIN = """g (float[N,3] x) => (float[N,3] y) <float[3] w = {1, 2, 3}> {
     a = Mul(x, w)
@@ -211,46 +180,6 @@ def test_functions_that_call_one_another_in_a_circle_are_refused() -> None:
     )
     with pytest.raises(ModelError, match="in a circle"):
         load_model(parser.parse_model(text))
-
-
-def test_before_ir_4_weights_are_taken_out_of_the_inputs() -> None:
-    proto = parse("g (float[N,3] x, float[3] w) => (float[N,3] y) { y = Mul(x, w) }", 8, 3)
-    proto.graph.initializer.append(numpy_helper.from_array(np.ones(3, np.float32), "w"))
-    loaded = load_model(proto)
-    assert [v.name for v in loaded.model.graph.inputs] == ["x"]
-    assert loaded.model.ir_version == 4
-    assert constant(loaded.model.graph.initializers["w"]) is not None
-
-
-def test_an_overridable_weight_is_no_constant() -> None:
-    proto = parse("g (float[N,3] x, float[3] w) => (float[N,3] y) { y = Mul(x, w) }")
-    proto.graph.initializer.append(numpy_helper.from_array(np.ones(3, np.float32), "w"))
-    loaded = load_model(proto)
-    weight = loaded.model.graph.initializers["w"]
-    assert weight.is_graph_input() and constant(weight) is None
-    assert "weight 'w' is also graph inputs" in texts(loaded)
-    twice = {"x": X, "w": np.full(3, 2, np.float32)}
-    np.testing.assert_array_equal(run(loaded.model, twice)[0], X * 2)
-    np.testing.assert_array_equal(run(loaded.model, {"x": X})[0], X)
-    fixed = load_model(proto, fix_weights=True)
-    assert constant(fixed.model.graph.initializers["w"]) is not None
-    assert [v.name for v in fixed.model.graph.inputs] == ["x"]
-
-
-def test_weights_that_are_all_inputs_were_listed_by_an_exporter() -> None:
-    proto = parse(
-        "g (float[N,3] x, float[3] w, float[3] b) => (float[N,3] y) { m = Mul(x, w)  y = Add(m, b) }"
-    )
-    for name in ("w", "b"):
-        proto.graph.initializer.append(numpy_helper.from_array(np.ones(3, np.float32), name))
-    loaded = load_model(proto)
-    assert [v.name for v in loaded.model.graph.inputs] == ["x"]
-    assert "2 weights are no longer graph inputs: taken as constants" in texts(loaded)
-    asked = load_model(proto, fix_weights=False)
-    assert [v.name for v in asked.model.graph.inputs] == ["x", "w", "b"]
-    del proto.graph.input[2]
-    meant = load_model(proto)
-    assert [v.name for v in meant.model.graph.inputs] == ["x", "w"]
 
 
 def sparse_model(linear: bool) -> onnx.ModelProto:
