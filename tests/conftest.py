@@ -93,3 +93,11 @@ def calibration_feeds(
 ) -> list[dict[str, npt.NDArray[np.float32]]]:
     """The calibration images as eight feeds of 32."""
     return [{"image": fmnist_calibration[i : i + 32]} for i in range(0, 256, 32)]
+
+
+@pytest.fixture(scope="session")
+def single_feeds(
+    fmnist_calibration: npt.NDArray[np.float32],
+) -> list[dict[str, npt.NDArray[np.float32]]]:
+    """The first 32 calibration images, a feed each."""
+    return [{"image": image[None]} for image in fmnist_calibration[:32]]

@@ -25,16 +25,9 @@ QUICK: dict[str, Any] = {"min_speedup": 0.01, "gate_time": "1s", "effort": "fast
 
 
 @pytest.fixture(scope="module")
-def feeds(models_dir: Path) -> list[Feed]:
-    with np.load(models_dir / "fmnist_calibration.npz") as stored:
-        images = stored["images"][:32].astype(np.float32)[:, None] / np.float32(255)
-    return [{"image": image[None]} for image in images]
-
-
-@pytest.fixture(scope="module")
-def built(dwcnn: Path, feeds: list[Feed], tmp_path_factory: pytest.TempPathFactory) -> Any:
+def built(dwcnn: Path, single_feeds: list[Feed], tmp_path_factory: pytest.TempPathFactory) -> Any:
     out = tmp_path_factory.mktemp("built") / "build"
-    return qcompile.compile(dwcnn, calibration=feeds, output=out, **QUICK)
+    return qcompile.compile(dwcnn, calibration=single_feeds, output=out, **QUICK)
 
 
 def test_it_is_delivered_with_everything_beside_it(built: Any) -> None:
@@ -47,11 +40,11 @@ def test_it_is_delivered_with_everything_beside_it(built: Any) -> None:
     onnx.checker.check_model(built.path / "model.qdq.onnx", full_check=True)
 
 
-def test_the_session_equals_float_nearly(built: Any, dwcnn: Path, feeds: list[Feed]) -> None:
+def test_the_session_equals_float_nearly(built: Any, dwcnn: Path, single_feeds: list[Feed]) -> None:
     import onnxruntime as ort
 
-    expected = ort.InferenceSession(dwcnn).run(None, feeds[0])[0]
-    found = built.open().run(None, feeds[0])[0]
+    expected = ort.InferenceSession(dwcnn).run(None, single_feeds[0])[0]
+    found = built.open().run(None, single_feeds[0])[0]
     assert np.abs(found - expected).max() < 0.2 * np.abs(expected).max()
 
 
@@ -82,13 +75,13 @@ def test_loading_it_again_and_noticing_damage(built: Any, tmp_path: Path) -> Non
 
 
 def test_the_same_again_is_up_to_date_and_locked_gives_the_same_bytes(
-    built: Any, dwcnn: Path, feeds: list[Feed], tmp_path: Path
+    built: Any, dwcnn: Path, single_feeds: list[Feed], tmp_path: Path
 ) -> None:
-    again = qcompile.compile(dwcnn, calibration=feeds, output=built.path, **QUICK)
+    again = qcompile.compile(dwcnn, calibration=single_feeds, output=built.path, **QUICK)
     assert again.up_to_date
     replayed = qcompile.compile(
         dwcnn,
-        calibration=feeds,
+        calibration=single_feeds,
         output=tmp_path / "other",
         locked=True,
         lock=built.path / "qcompile.lock",
@@ -99,7 +92,7 @@ def test_the_same_again_is_up_to_date_and_locked_gives_the_same_bytes(
     with pytest.raises(qcompile.QCompileError, match="data: locked"):
         qcompile.compile(
             dwcnn,
-            calibration=feeds[:8],
+            calibration=single_feeds[:8],
             output=tmp_path / "third",
             locked=True,
             lock=built.path / "qcompile.lock",
@@ -108,11 +101,11 @@ def test_the_same_again_is_up_to_date_and_locked_gives_the_same_bytes(
 
 
 def test_a_pinned_layer_stays_float_and_says_why(
-    dwcnn: Path, feeds: list[Feed], built: Any, tmp_path: Path
+    dwcnn: Path, single_feeds: list[Feed], built: Any, tmp_path: Path
 ) -> None:
     first = next(layer["origin"] for layer in built.report.layers if layer["op_type"] == "Conv")
     result = qcompile.compile(
-        dwcnn, calibration=feeds, keep_float=[first], output=tmp_path / "o", **QUICK
+        dwcnn, calibration=single_feeds, keep_float=[first], output=tmp_path / "o", **QUICK
     )
     layer = next(x for x in result.report.layers if x["origin"] == first)
     assert layer["realised"] == FLOAT
@@ -120,34 +113,38 @@ def test_a_pinned_layer_stays_float_and_says_why(
 
 
 def test_a_given_plan_is_followed(
-    dwcnn: Path, feeds: list[Feed], built: Any, tmp_path: Path
+    dwcnn: Path, single_feeds: list[Feed], built: Any, tmp_path: Path
 ) -> None:
     result = qcompile.compile(
-        dwcnn, calibration=feeds, plan=built.path / "plan.json", output=tmp_path / "o", **QUICK
+        dwcnn,
+        calibration=single_feeds,
+        plan=built.path / "plan.json",
+        output=tmp_path / "o",
+        **QUICK,
     )
     assert (result.path / "model.onnx").read_bytes() == (built.path / "model.onnx").read_bytes()
 
 
 def test_ranges_are_reused_for_the_same_model_and_data_only(
-    dwcnn: Path, model_path: Any, feeds: list[Feed], built: Any, tmp_path: Path
+    dwcnn: Path, model_path: Any, single_feeds: list[Feed], built: Any, tmp_path: Path
 ) -> None:
     ranges = built.path / "ranges.npz"
     result = qcompile.compile(
-        dwcnn, calibration=feeds, ranges=ranges, output=tmp_path / "o", **QUICK
+        dwcnn, calibration=single_feeds, ranges=ranges, output=tmp_path / "o", **QUICK
     )
     assert "reused" in result.report.data["calibration"]["description"]
     assert (result.path / "model.onnx").read_bytes() == (built.path / "model.onnx").read_bytes()
     with pytest.raises(qcompile.QCompileError, match="another model"):
-        qcompile.compile(model_path("fmnist_cnn"), calibration=feeds, ranges=ranges, **QUICK)
+        qcompile.compile(model_path("fmnist_cnn"), calibration=single_feeds, ranges=ranges, **QUICK)
     with pytest.raises(qcompile.QCompileError, match="data"):
-        qcompile.compile(dwcnn, calibration=feeds[:8], ranges=ranges, **QUICK)
+        qcompile.compile(dwcnn, calibration=single_feeds[:8], ranges=ranges, **QUICK)
 
 
 def test_a_limit_that_cannot_be_met_is_not_delivered(
-    dwcnn: Path, feeds: list[Feed], tmp_path: Path
+    dwcnn: Path, single_feeds: list[Feed], tmp_path: Path
 ) -> None:
     options = QUICK | {"min_sqnr": 150.0}
-    result = qcompile.compile(dwcnn, calibration=feeds, output=tmp_path / "o", **options)
+    result = qcompile.compile(dwcnn, calibration=single_feeds, output=tmp_path / "o", **options)
     assert result.exit_code == 3
     assert not (result.path / "model.onnx").exists()
     assert (result.path / "rejected" / "model.onnx").exists()
@@ -168,18 +165,22 @@ def test_without_data_nothing_is_delivered_unless_allowed(
     assert "warning: calibrated on random data" in capsys.readouterr().out
 
 
-def test_a_model_in_memory(dwcnn: Path, feeds: list[Feed]) -> None:
-    result = qcompile.compile(onnx.load(dwcnn), calibration=feeds[:8], **QUICK)
-    assert result.open().run(None, feeds[0])[0].shape == (1, 10)
+def test_a_model_in_memory(dwcnn: Path, single_feeds: list[Feed]) -> None:
+    result = qcompile.compile(onnx.load(dwcnn), calibration=single_feeds[:8], **QUICK)
+    assert result.open().run(None, single_feeds[0])[0].shape == (1, 10)
 
 
 @pytest.mark.parametrize("form", ["json", "github", "junit"])
 def test_output_formats(
-    dwcnn: Path, feeds: list[Feed], tmp_path: Path, capsys: pytest.CaptureFixture[str], form: str
+    dwcnn: Path,
+    single_feeds: list[Feed],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    form: str,
 ) -> None:
     data = tmp_path / "data"
     data.mkdir()
-    for i, feed in enumerate(feeds[:8]):
+    for i, feed in enumerate(single_feeds[:8]):
         np.savez(data / f"{i}.npz", image=feed["image"])
     args = [str(dwcnn), "-c", str(data), "-o", str(tmp_path / "o"), "--output-format", form]
     args += ["--effort", "fast", "--gate-time", "1s", "--min-speedup", "0.01"]

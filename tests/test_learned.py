@@ -6,7 +6,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 import qcompile
@@ -18,16 +17,9 @@ QUICK: dict[str, Any] = {"min_speedup": 0.01, "gate_time": "1s", "threads": 1, "
 
 
 @pytest.fixture(scope="module")
-def feeds(models_dir: Path) -> list[Feed]:
-    with np.load(models_dir / "fmnist_calibration.npz") as stored:
-        images = stored["images"][:32].astype(np.float32)[:, None] / np.float32(255)
-    return [{"image": image[None]} for image in images]
-
-
-@pytest.fixture(scope="module")
-def built(dwcnn: Path, feeds: list[Feed], tmp_path_factory: pytest.TempPathFactory) -> Any:
+def built(dwcnn: Path, single_feeds: list[Feed], tmp_path_factory: pytest.TempPathFactory) -> Any:
     out = tmp_path_factory.mktemp("learned") / "build"
-    return qcompile.compile(dwcnn, calibration=feeds, output=out, **QUICK)
+    return qcompile.compile(dwcnn, calibration=single_feeds, output=out, **QUICK)
 
 
 def test_the_report_says_what_was_learned(built: Any) -> None:
@@ -39,7 +31,7 @@ def test_the_report_says_what_was_learned(built: Any) -> None:
 
 
 def test_a_locked_compile_takes_the_recorded_weights(
-    built: Any, dwcnn: Path, feeds: list[Feed], tmp_path: Path
+    built: Any, dwcnn: Path, single_feeds: list[Feed], tmp_path: Path
 ) -> None:
     kept = tmp_path / "kept"
     kept.mkdir()
@@ -47,7 +39,7 @@ def test_a_locked_compile_takes_the_recorded_weights(
         shutil.copy(built.path / name, kept / name)
     again = qcompile.compile(
         dwcnn,
-        calibration=feeds,
+        calibration=single_feeds,
         output=tmp_path / "again",
         locked=True,
         lock=kept / "qcompile.lock",
@@ -59,7 +51,7 @@ def test_a_locked_compile_takes_the_recorded_weights(
     with pytest.raises(qcompile.QCompileError, match=r"keep learned\.npz"):
         qcompile.compile(
             dwcnn,
-            calibration=feeds,
+            calibration=single_feeds,
             output=tmp_path / "third",
             locked=True,
             lock=kept / "qcompile.lock",
@@ -68,13 +60,13 @@ def test_a_locked_compile_takes_the_recorded_weights(
 
 
 def test_fast_shifts_biases_alone_and_passes_can_be_switched_off(
-    dwcnn: Path, feeds: list[Feed], tmp_path: Path
+    dwcnn: Path, single_feeds: list[Feed], tmp_path: Path
 ) -> None:
     fast = {**QUICK, "effort": "fast"}
-    found = qcompile.compile(dwcnn, calibration=feeds, output=tmp_path / "a", **fast)
+    found = qcompile.compile(dwcnn, calibration=single_feeds, output=tmp_path / "a", **fast)
     assert any("of 0 layers learned" in t for t in found.report.data["calibration"]["findings"])
     off = qcompile.compile(
-        dwcnn, calibration=feeds, output=tmp_path / "b", disable=("correct-bias",), **fast
+        dwcnn, calibration=single_feeds, output=tmp_path / "b", disable=("correct-bias",), **fast
     )
     assert not (off.path / LEARNED).exists()
 

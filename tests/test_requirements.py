@@ -33,6 +33,7 @@ LEFT = {"origin": "c", "compute": True, "macs": 1, "requested": FLOAT, "realised
 PASSED = conclude([Check("opens", "pass", "it opens")])
 VAGUE = conclude([Check("speed", "inconclusive", "1.0x the speed of float")])
 
+QUICK: dict[str, Any] = {"gate_time": "0.5s", "effort": "fast", "threads": 1}
 
 SITE = SimpleNamespace(role="compute", reason="")
 
@@ -149,13 +150,7 @@ def test_best_effort_delivers_the_fused_float_model(
     dwcnn: Path, calibration_feeds: Feeds, tmp_path: Path
 ) -> None:
     # More than eight bits can give, less than float's rounding needs.
-    options: dict[str, Any] = {
-        "min_sqnr": 80.0,
-        "gate_time": "0.5s",
-        "effort": "fast",
-        "threads": 1,
-    }
-    options |= {"min_speedup": 0.01, "calibration": calibration_feeds}
+    options = {**QUICK, "min_sqnr": 80.0, "min_speedup": 0.01, "calibration": calibration_feeds}
     refused = qcompile.compile(dwcnn, output=tmp_path / "a", **options)
     assert refused.exit_code == 3
     result = qcompile.compile(dwcnn, output=tmp_path / "b", best_effort=True, **options)
@@ -178,9 +173,7 @@ def test_best_effort_that_fails_too_is_not_delivered(
         calibration=calibration_feeds,
         best_effort=True,
         max_size=1000,
-        gate_time="0.5s",
-        effort="fast",
-        threads=1,
+        **QUICK,
     )
     assert result.exit_code == 3
     assert any("does not pass either" in line for line in result.headlines())
@@ -195,9 +188,7 @@ def test_best_effort_changes_nothing_where_integers_pass(
         calibration=calibration_feeds,
         best_effort=True,
         min_speedup=0.01,
-        gate_time="0.5s",
-        effort="fast",
-        threads=1,
+        **QUICK,
     )
     assert result.check().report.data["delivered_form"] == "quantized"
 
@@ -211,9 +202,7 @@ def test_loading_on_a_cpu_that_lacks_features_warns(
         calibration=calibration_feeds,
         device="x86-vnni",
         min_speedup=0.01,
-        gate_time="0.5s",
-        effort="fast",
-        threads=1,
+        **QUICK,
     )
     from qcompile.backends.devices import get_device
 

@@ -28,6 +28,19 @@ Feed = dict[str, Array]
 
 VNNI = get_target("ort-int8", "x86-vnni")
 
+RNG = np.random.default_rng(3)
+W1 = (RNG.standard_normal((4, 3, 3, 3)) * 0.3).astype(np.float32)
+W2 = (RNG.standard_normal((4, 4, 3, 3)) * 0.3).astype(np.float32)
+B1 = RNG.standard_normal(4).astype(np.float32)
+M = (RNG.standard_normal((8, 8)) * 0.3).astype(np.float32)
+
+TWO_CONVS = """
+g (float[1,3,8,8] x) => (float[1,4,4,4] y) {
+  a = Conv (x, w1, b1)
+  r = Relu (a)
+  y = Conv (r, w2)
+}"""
+
 
 def text_model(graph: str, opset: int = 17, **arrays: Array) -> onnx.ModelProto:
     """A model from the text of its graph; ``arrays`` become initializers."""

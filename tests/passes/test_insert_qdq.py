@@ -19,7 +19,13 @@ from qcompile.passes.quantize_weights import QuantizeWeights
 from qcompile.passes.share_scales import ShareScales
 from qcompile.planner.default import default_plan
 from tests.passes.qdq_models import (
+    B1,
+    RNG,
+    TWO_CONVS,
     VNNI,
+    W1,
+    W2,
+    M,
     everything_int8,
     feed_for,
     initializers,
@@ -31,19 +37,6 @@ from tests.passes.qdq_models import (
     state_of,
     text_model,
 )
-
-RNG = np.random.default_rng(3)
-W1 = (RNG.standard_normal((4, 3, 3, 3)) * 0.3).astype(np.float32)
-W2 = (RNG.standard_normal((4, 4, 3, 3)) * 0.3).astype(np.float32)
-B1 = RNG.standard_normal(4).astype(np.float32)
-M = (RNG.standard_normal((8, 8)) * 0.3).astype(np.float32)
-
-TWO_CONVS = """
-g (float[1,3,8,8] x) => (float[1,4,4,4] y) {
-  a = Conv (x, w1, b1)
-  r = Relu (a)
-  y = Conv (r, w2)
-}"""
 
 
 def test_pairs_stand_behind_producers_and_relu_is_taken_in() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
 import pytest
 
 from qcompile.ir.affine import QParams, quantize_weight
@@ -10,7 +11,14 @@ from qcompile.ir.weights import IntegerWeight
 from qcompile.passes.insert_qdq import InsertQDQ
 from qcompile.planner.default import default_plan
 from tests.passes.qdq_models import (
+    B1,
+    RNG,
+    TWO_CONVS,
     VNNI,
+    W1,
+    W2,
+    Array,
+    M,
     feed_for,
     initializers,
     insert,
@@ -21,19 +29,6 @@ from tests.passes.qdq_models import (
     state_of,
     text_model,
 )
-
-RNG = np.random.default_rng(3)
-W1 = (RNG.standard_normal((4, 3, 3, 3)) * 0.3).astype(np.float32)
-W2 = (RNG.standard_normal((4, 4, 3, 3)) * 0.3).astype(np.float32)
-B1 = RNG.standard_normal(4).astype(np.float32)
-M = (RNG.standard_normal((8, 8)) * 0.3).astype(np.float32)
-
-TWO_CONVS = """
-g (float[1,3,8,8] x) => (float[1,4,4,4] y) {
-  a = Conv (x, w1, b1)
-  r = Relu (a)
-  y = Conv (r, w2)
-}"""
 
 
 def test_a_shared_weight_is_stored_once() -> None:
@@ -106,15 +101,18 @@ def test_gemm_bias_of_every_shape_becomes_one_number_a_column(shape: tuple[int, 
         assert sqnr_db(run(proto, feed)[0], run(made, feed, level)[0]) > 30
 
 
-def test_a_bias_that_would_overflow_enlarges_the_weight_scale() -> None:
+def _with_a_large_bias() -> tuple[onnx.ModelProto, Array]:
     """Channel 2's weights are 1e-9 and its bias 40: b / (s_x * s_w) would be 1e13."""
     weight = M.copy()
     weight[:, 2] = 1e-9
     bias = np.zeros(8, np.float32)
     bias[2] = 40
-    proto = text_model(
-        "g (float[N,8] x) => (float[N,8] y) { y = Gemm (x, w, b) }", w=weight, b=bias
-    )
+    text = "g (float[N,8] x) => (float[N,8] y) { y = Gemm (x, w, b) }"
+    return text_model(text, w=weight, b=bias), weight
+
+
+def test_a_bias_that_would_overflow_enlarges_the_weight_scale() -> None:
+    proto, _ = _with_a_large_bias()
     state = state_of(proto)
     state.plan = default_plan(state)
     result = InsertQDQ().run(state)
@@ -143,13 +141,7 @@ def test_scales_and_weights_chosen_before_are_kept() -> None:
 
 
 def test_learned_integers_survive_in_channels_whose_scale_has_room() -> None:
-    weight = M.copy()
-    weight[:, 2] = 1e-9
-    bias = np.zeros(8, np.float32)
-    bias[2] = 40
-    proto = text_model(
-        "g (float[N,8] x) => (float[N,8] y) { y = Gemm (x, w, b) }", w=weight, b=bias
-    )
+    proto, weight = _with_a_large_bias()
     state = state_of(proto)
     state.plan = default_plan(state)
     InsertQDQ().run(state)
