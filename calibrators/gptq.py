@@ -19,7 +19,7 @@ import numpy.typing as npt
 from qcompile.calibrators.nearest_blocks import SHRINKS, fit_blocks
 from qcompile.ir.blocks import BlockSpec, BlockWeight
 
-__all__ = ["DAMPING", "GptqResult", "gptq", "output_error", "triangular"]
+__all__ = ["DAMPING", "Factored", "GptqResult", "factored", "gptq", "output_error", "triangular"]
 
 Array = npt.NDArray[np.float64]
 
@@ -27,7 +27,10 @@ DAMPING = 0.01
 """Share of the mean second moment added to every one."""
 
 _CHUNK = 64
-"""Columns whose effect on the rest is applied by one matrix product."""
+"""Columns on which the effect of all before is applied by one matrix product."""
+
+_STEP = 16
+"""The same inside such a run of columns."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,35 @@ class GptqResult:
     note: str
 
 
+@dataclass(frozen=True)
+class Factored:
+    """Second moments as GPTQ reads them: the same for all matrices that multiply one tensor.
+
+    Attributes:
+        order: of the columns, the first to round first.
+        ratio: ``R_ij / R_jj`` of the moments in this order.
+        diagonal: ``R_jj ** 2``.
+        damping: share of the mean second moment that was added.
+        mean: second moment.
+    """
+
+    order: npt.NDArray[np.intp]
+    ratio: Array
+    diagonal: Array
+    damping: float
+    mean: float
+
+
+def factored(moments: Array, damping: float = DAMPING, *, act_order: bool = True) -> Factored:
+    """What `gptq` needs of finite second moments; see there."""
+    variance = np.diagonal(moments)
+    order = np.argsort(-variance, kind="stable") if act_order else np.arange(len(variance))
+    ratio, used = triangular(moments[np.ix_(order, order)], damping)
+    diagonal = np.diagonal(ratio).copy()
+    ratio /= diagonal
+    return Factored(order, ratio, diagonal**2, used, max(float(variance.mean()), 1e-30))
+
+
 def gptq(
     matrix: npt.NDArray[np.float32],
     moments: Array,
@@ -57,6 +89,7 @@ def gptq(
     damping: float = DAMPING,
     act_order: bool = True,
     start: BlockWeight | None = None,
+    ready: Factored | None = None,
 ) -> GptqResult:
     """The matrix (out, in) in integers that make the layer's output err little.
 
@@ -69,6 +102,7 @@ def gptq(
         act_order: columns with the largest second moments first, else in their own order.
         start: scales and zero points to use; by default those with the least error of nearest
             integers, weighed by the second moments.
+        ready: the moments factored with this damping and order, where another matrix needed them too.
     """
     if not np.isfinite(moments).all():
         nearest = start or fit_blocks(matrix, spec)
@@ -78,40 +112,57 @@ def gptq(
     variance = np.diagonal(moments)
     importance = variance + damping * max(float(variance.mean()), 1e-30)
     grid = start or fit_blocks(matrix, spec, importance.astype(np.float32), SHRINKS)
-    order = np.argsort(-variance, kind="stable") if act_order else np.arange(len(variance))
-    factor, used = triangular(moments[np.ix_(order, order)], damping)
+    if ready is None:
+        ready = factored(moments, damping, act_order=act_order)
+    order = ready.order
     block = order // spec.block
     scale = grid.scale.astype(np.float64).T[block]
     zero = spec.middle if grid.zero is None else grid.zero.astype(np.float64).T[block]
     weights = np.ascontiguousarray(matrix.T[order], np.float64)
-    integers = _round_columns(weights, factor, scale, zero, spec)
+    integers, noise = _round_columns(weights, ready, scale, zero, spec)
     back = np.empty_like(integers)
     back[order] = integers
     found = np.full_like(grid.integers, spec.middle if grid.zero is None else 0)
     flat = found.reshape(len(matrix), -1)
     flat[:, : matrix.shape[1]] = back.T
     made = BlockWeight(spec, grid.width, found, grid.scale, grid.zero)
-    error, nearest_error = (output_error(matrix, w, moments) for w in (made, grid))
+    signal = _energy(matrix, moments)
+    error = noise / max(signal, 1e-30)
+    nearest_error = _energy(grid.values() - matrix, moments) / max(signal, 1e-30)
     notes = []
-    if used > damping:
-        notes.append(f"damping raised from {damping:g} to {used:g}: too few or too similar inputs")
+    if ready.damping > damping:
+        notes.append(
+            f"damping raised from {damping:g} to {ready.damping:g}: too few or too similar inputs"
+        )
     dead = int((variance <= 0).sum())
     if dead:
         notes.append(f"{dead} inputs are always zero")
     if not error <= nearest_error:
         notes.append("rounding to nearest errs less: kept")
         made, error = grid, nearest_error
-    return GptqResult(made, used, error, nearest_error, "; ".join(notes))
+    return GptqResult(made, ready.damping, error, nearest_error, "; ".join(notes))
+
+
+def _energy(matrix: npt.NDArray[np.float32], moments: Array) -> float:
+    """Of the output of ``matrix``; exact to a millionth where rows do not cancel in the moments.
+
+    Neither weights nor their error by rounding to nearest do, so that products in float32, twice as fast, are
+    near enough. What is rounded to cancel, as GPTQ's error is, has to be measured in float64.
+    """
+    product = matrix @ moments.astype(np.float32)
+    return max(float(np.einsum("oi,oi->o", product, matrix).sum(dtype=np.float64)), 0.0)
 
 
 def triangular(moments: Array, damping: float) -> tuple[Array, float]:
     """Upper triangular R with ``R R^T`` the damped moments, and the damping that this took."""
     mean = max(float(np.diagonal(moments).mean()), 1e-30)
     share = damping
+    damped = moments[::-1, ::-1].copy()
+    plain = np.diagonal(damped).copy()
     while True:
-        damped = moments + share * mean * np.eye(len(moments))
+        np.fill_diagonal(damped, plain + share * mean)
         try:
-            turned = np.linalg.cholesky(damped[::-1, ::-1])
+            turned = np.linalg.cholesky(damped)
         except np.linalg.LinAlgError:
             share = max(share * 10.0, 1e-6)
             continue
@@ -128,25 +179,39 @@ def output_error(matrix: npt.NDArray[np.float32], weight: BlockWeight, moments: 
 
 
 def _round_columns(
-    weights: Array, factor: Array, scale: Array, zero: Array | int, spec: BlockSpec
-) -> Array:
-    """Integers (in, out) for ``weights`` (in, out), row after row."""
-    ratio = factor / np.diagonal(factor)  # R_ij / R_jj
-    count = len(weights)
+    weights: Array, ready: Factored, scale: Array, zero: Array | int, spec: BlockSpec
+) -> tuple[Array, float]:
+    """Integers (in, out) for ``weights`` (in, out), row after row, and the energy of the output's error.
+
+    With e the error of a column of ``weights``, ``e^T R R^T e`` is the sum of the squares of
+    ``R_jj (e_j + sum_{i<j} R_ij / R_jj e_i)``: what is left between each target and its integer. The
+    damping's share is taken off again.
+    """
+    ratio, count = ready.ratio, len(weights)
     integers = np.empty_like(weights)
     error = np.empty_like(weights)
-    carried = np.zeros_like(weights)
     inverse = 1.0 / scale
     offset = np.broadcast_to(np.asarray(zero, np.float64), weights.shape)
+    noise = 0.0
     for begin in range(0, count, _CHUNK):
         end = min(begin + _CHUNK, count)
-        for j in range(begin, end):
-            target = weights[j] + carried[j]
-            if j > begin:
-                target += ratio[begin:j, j] @ error[begin:j]
-            chosen = np.clip(np.rint(target * inverse[j] + offset[j]), spec.low, spec.high)
-            integers[j] = chosen
-            error[j] = weights[j] - (chosen - offset[j]) * scale[j]
-        if end < count:
-            carried[end:] += ratio[begin:end, end:].T @ error[begin:end]
-    return integers
+        target = weights[begin:end].copy()
+        if begin:
+            target += ratio[:begin, begin:end].T @ error[:begin]
+        for first in range(begin, end, _STEP):
+            last = min(first + _STEP, end)
+            for j in range(first, last):
+                if j > first:
+                    target[j - begin] += ratio[first:j, j] @ error[first:j]
+                chosen = np.rint(target[j - begin] * inverse[j] + offset[j])
+                np.minimum(np.maximum(chosen, spec.low, out=chosen), spec.high, out=chosen)
+                integers[j] = chosen
+                value = (chosen - offset[j]) * scale[j]
+                np.subtract(weights[j], value, out=error[j])
+                value -= target[j - begin]
+                noise += float(ready.diagonal[j] * (value @ value))
+            if last < end:
+                behind = slice(last - begin, end - begin)
+                target[behind] += ratio[first:last, last:end].T @ error[first:last]
+    added = ready.damping * ready.mean * float(np.einsum("io,io->", error, error))
+    return integers, max(noise - added, 0.0)

@@ -16,7 +16,7 @@ from qcompile.balance_inputs import balance_group
 from qcompile.calibrators.awq import Balance
 from qcompile.calibrators.descend import DAMPING, descend
 from qcompile.calibrators.exact_grid import exact_blocks
-from qcompile.calibrators.gptq import gptq, output_error
+from qcompile.calibrators.gptq import Factored, factored, gptq, output_error
 from qcompile.calibrators.hqq import hqq
 from qcompile.calibrators.nearest_blocks import fit_blocks
 from qcompile.checkpoint import Checkpoint, Kept
@@ -112,10 +112,15 @@ def round_matrices(
 
     specs = {name: c.spec for name, c in wanted.items() if c.spec is not None}
     balances: dict[str, Balance | None] = {}
+    factors: dict[str, Factored] = {}
 
     def with_data(group: Group, matrix: Matrix, moments: Callable[[], Any]) -> Rounded:
         if algorithm != "awq":
-            return _with_moments(wanted[matrix.name], moments(), algorithm == "descent")
+            if group.tensor not in factors and np.isfinite(moments()).all():
+                factors.clear()
+                factors[group.tensor] = factored(moments())
+            ready = factors.get(group.tensor)
+            return _with_moments(wanted[matrix.name], moments(), algorithm == "descent", ready)
         if group.tensor not in balances:
             balances.clear()
             balances[group.tensor] = balance_group(group, specs, even, moments())
@@ -211,11 +216,16 @@ def _balanced(
     return replace(made, sqnr_db=weight_sqnr(matrix, weight, columns))
 
 
-def _with_moments(choice: MatrixChoice, moments: npt.NDArray[np.float64], refine: bool) -> Rounded:
+def _with_moments(
+    choice: MatrixChoice,
+    moments: npt.NDArray[np.float64],
+    refine: bool,
+    ready: Factored | None,
+) -> Rounded:
     matrix, spec = choice.matrix.array(), choice.spec
     if spec is None:
         raise ValueError(f"'{choice.matrix.name}' stays float")
-    made = gptq(matrix, moments, spec)
+    made = gptq(matrix, moments, spec, ready=ready)
     if not np.isfinite(made.error):
         return Rounded(
             made.weight, weight_sqnr(matrix, made.weight), "rtn", made.note, None, made.damping

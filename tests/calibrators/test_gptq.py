@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from qcompile.calibrators.gptq import gptq, output_error, triangular
+from qcompile.calibrators.gptq import factored, gptq, output_error, triangular
 from qcompile.calibrators.nearest_blocks import fit_blocks
 from qcompile.ir.blocks import BlockSpec, BlockWeight
 
@@ -93,3 +93,28 @@ def test_rows_that_are_no_whole_number_of_blocks() -> None:
     found = gptq(matrix, moments, BlockSpec(4, 32))
     assert found.weight.values().shape == (12, 40)
     assert found.error == pytest.approx(output_error(matrix, found.weight, moments))
+
+
+@pytest.mark.parametrize("samples", [5, 400])
+def test_its_error_is_the_outputs_however_few_the_samples(samples: int) -> None:
+    rng = np.random.default_rng(samples)
+    matrix = rng.standard_normal((12, 96)).astype(np.float32)
+    inputs = rng.standard_normal((samples, 96)) * np.exp(rng.standard_normal(96))
+    moments = inputs.T @ inputs / samples
+    found = gptq(matrix, moments, BlockSpec(4, 16))
+    assert found.error == pytest.approx(output_error(matrix, found.weight, moments), rel=1e-5)
+    nearest = fit_blocks(
+        matrix,
+        BlockSpec(4, 16),
+        (np.diagonal(moments) + 0.01 * np.diagonal(moments).mean()).astype(np.float32),
+    )
+    assert found.nearest_error == pytest.approx(output_error(matrix, nearest, moments), rel=1e-5)
+
+
+def test_moments_are_factored_once_for_matrices_that_share_them() -> None:
+    matrix, moments = layer(3)
+    ready = factored(moments)
+    for one in (matrix, matrix[::-1]):
+        alone, shared = (gptq(one, moments, BlockSpec(3, 16), ready=r) for r in (None, ready))
+        np.testing.assert_array_equal(alone.weight.integers, shared.weight.integers)
+        assert alone.error == shared.error
