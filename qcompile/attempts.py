@@ -15,7 +15,7 @@ from qcompile.ir.plan import FLOAT, PrecisionPlan
 from qcompile.job import Job
 from qcompile.oldest_runtime import oldest_runtime, parse_release
 from qcompile.planner.race import Candidate
-from qcompile.planner.search import Found
+from qcompile.planner.search import Found, needed
 from qcompile.reporter import Reporter
 from qcompile.verdict import GateResult
 
@@ -36,14 +36,15 @@ def pass_gate(
     Raises:
         OptionError: every candidate needs a newer ONNX Runtime than --min-ort.
     """
-    fused = _comparison(found, builder, reporter)
+    fused, rule = _comparison(found, builder, reporter), needed(job)
     first: tuple[Candidate, GateResult] | None = None
     least: float | None = None
     tried = 0
     for candidate in _old_enough(job, found.order):
         if tried == ATTEMPTS[job.options.effort]:
             break
-        if least is not None and candidate.judged_db is not None and candidate.judged_db <= least:
+        reached = candidate.reached_db(rule)
+        if least is not None and reached is not None and reached <= least:
             continue
         tried += 1
         result = _judge(job, candidate, job.limits(), reporter, fused, spins=found.spins)
@@ -51,7 +52,7 @@ def pass_gate(
             return candidate, result
         first = first or (candidate, result)
         if any(check.name in ("accuracy", "metric", "steps") for check in result.failed):
-            least = max(least or 0.0, candidate.judged_db or 0.0)
+            least = max(least or 0.0, reached or 0.0)
     if first is None:
         raise PassError("the search proposed no plan")
     if job.options.best_effort:

@@ -94,6 +94,12 @@ class OutputResult:
         return min([self.sqnr_db, *(group.sqnr_db for group in self.groups)])
 
     @property
+    def channels_db(self) -> float | None:
+        """SQNR of the worst kind of channels; None where all are of one kind."""
+        worst = self.worst_group
+        return None if worst is None else worst.sqnr_db
+
+    @property
     def blended_db(self) -> float | None:
         """SQNR of the output; with kinds of channels, that of their mean noise amplitude.
 

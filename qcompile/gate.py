@@ -20,7 +20,6 @@ from qcompile.gate_alone import latency_checks, opens_alone, shapes_text, speed_
 from qcompile.interface import at_batch, interface_faults, same_interface, shape_extremes
 from qcompile.ir.errors import CalibrationError, ModelError, OptionError
 from qcompile.limits import (
-    FLOOR_DB,
     Limits,
     Metric,
     accuracy_checks,
@@ -30,9 +29,11 @@ from qcompile.limits import (
     scores,
     size_checks,
     speed_check,
+    step_checks,
     timed_enough,
 )
 from qcompile.measure import LoadResult, SpeedResult, measure_load, measure_pair
+from qcompile.needed import FLOOR_DB
 from qcompile.remembered import RememberedSession
 from qcompile.rollout import Rollout, StepResult, roll
 from qcompile.segmented import SegmentedSession
@@ -274,16 +275,9 @@ class _Gate:
         self.steps = found.steps
         self.notes.extend(found.notes)
         limit = self._limit(with_metric=with_metric)
-        for row in found.steps:
-            if row.step == rollout.steps and not row.state and row.sqnr_db is not None:
-                text = f"output '{row.output}' SQNR {row.sqnr_db:.1f} dB at step {row.step}"
-                if limit is None:
-                    continue
-                state = PASS if row.sqnr_db >= limit else FAIL
-                text += f" with the state rolled back in ({limit:g} dB needed)"
-                self.checks.append(
-                    Check("steps", state, text, row.sqnr_db, limit, where=row.output)
-                )
+        if limit is not None:
+            last = [row for row in found.steps if row.step == rollout.steps]
+            self.checks.extend(check for row in last for check in step_checks(row, limit))
 
     def _limit(self, *, with_metric: bool) -> float | None:
         """The least SQNR; it decides where it was asked for, or nothing else was."""

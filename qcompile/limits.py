@@ -11,11 +11,12 @@ from qcompile.compare import OutputResult, db
 from qcompile.enough import Enough
 from qcompile.interval import Interval
 from qcompile.ir.errors import OptionError
+from qcompile.needed import Needed
+from qcompile.rollout import StepResult
 from qcompile.units import Drop
 from qcompile.verdict import FAIL, PASS, VAGUE, Check, ScoreResult
 
 __all__ = [
-    "FLOOR_DB",
     "Limits",
     "Metric",
     "accuracy_checks",
@@ -25,6 +26,7 @@ __all__ = [
     "scores",
     "size_checks",
     "speed_check",
+    "step_checks",
     "timed_enough",
 ]
 
@@ -34,9 +36,6 @@ CLEAR = 0.1
 """A speed-up far from what is needed is known well enough to +-10 %; the report has its interval."""
 
 DEFAULT_DROP = Drop(0.01, relative=True)
-
-FLOOR_DB = 10.0
-"""Least SQNR where nothing else was asked for, and of each kind of channels of an output."""
 
 
 class Metric(Protocol):
@@ -118,12 +117,34 @@ def accuracy_checks(output: OutputResult, limit: float, agreement: float) -> lis
         )
     group = output.worst_group
     if group is not None:
-        least, limit = group.sqnr_db, min(limit, FLOOR_DB)
+        least, limit = group.sqnr_db, Needed.of(limit).kind_db
         text = f"{where} SQNR {least:.1f} dB in {group.text} ({limit:g} dB needed)"
         checks.append(
             Check("accuracy", PASS if least >= limit else FAIL, text, least, limit, where)
         )
     return checks
+
+
+def step_checks(row: StepResult, limit: float) -> list[Check]:
+    """The checks of one output after N steps; a state is judged by what it does to the outputs."""
+    if row.state or row.sqnr_db is None:
+        return []
+    needed = Needed.of(limit)
+    found = [(row.sqnr_db, "", needed.whole_db)]
+    if row.channels_db is not None:
+        found.append((row.channels_db, " in its worst kind of channels", needed.kind_db))
+    return [
+        Check(
+            "steps",
+            PASS if value >= least else FAIL,
+            f"output '{row.output}' SQNR {value:.1f} dB{kind} at step {row.step} with the state "
+            f"rolled back in ({least:g} dB needed)",
+            value,
+            least,
+            where=row.output,
+        )
+        for value, kind, least in found
+    ]
 
 
 def scores(metric: Metric, run: Callable[[Any], Any]) -> dict[str, float]:

@@ -34,7 +34,7 @@ from qcompile.planner.attention import find_attention, kept_short, kept_whole
 from qcompile.planner.by_groups import Tried
 from qcompile.planner.default import without_ends
 from qcompile.planner.portable_plans import DevicePlans
-from qcompile.planner.search import needed_db
+from qcompile.planner.search import needed
 from qcompile.planner.vectors import kept_wide, weight_products
 from qcompile.portable_build import PortableBuilder, portable_passes
 from qcompile.portable_write import write_portable
@@ -108,10 +108,10 @@ def compile_portable(
         if target.ops:
             ranges, builder = choose_ranges(job, ranges, builder, start, stages.reporter.advance)
     plans = DevicePlans(job, builder, start, replay=lock is not None)
-    profile, needed = job.data.profile(), needed_db(job)
+    profile, asked = job.data.profile(), needed(job)
     for left in reversed(range(ATTEMPTS[job.options.effort])):
         with stages("plan"):
-            builder = plans.reach(needed)
+            builder = plans.reach(asked)
             build = builder.build(plans.tried[-1].plan)
         with stages("check engine"):
             engine = engine_of(job, build, profile)
@@ -120,7 +120,7 @@ def compile_portable(
         more = more_needed(gate, plans)
         if more is None or left == 0:
             break
-        needed = more
+        asked = asked.raised_to(more)
     ranges = replace(ranges, chosen=builder.known_ranges())
     baseline = None
     if rest != "fp32" and target.ops:

@@ -20,6 +20,7 @@ from qcompile.ir.plan import FP8, NVFP4, WEIGHTS
 from qcompile.ir.save import save_model
 from qcompile.job import Job
 from qcompile.layers import integer_share, layer_row, macs_by_origin
+from qcompile.needed import FLOOR_DB
 from qcompile.outcome import GATE_NOT_MET, settle
 from qcompile.planner.by_groups import Tried
 from qcompile.ranges import Ranges
@@ -32,9 +33,6 @@ if TYPE_CHECKING:
     from qcompile.portable_flow import Portable
 
 __all__ = ["provider_options", "trtexec_line", "write_portable"]
-
-FLOOR_DB = 10.0
-"""What the device must reach where neither --min-sqnr nor the gate says more."""
 
 
 def write_portable(

@@ -92,14 +92,15 @@ class StepResult:
         step: counted from 1.
         output: its name.
         state: whether it is fed back in.
-        sqnr_db: against the float model that carried its own state; of the worst kind of channels
-            where an output holds several.
+        sqnr_db: against the float model that carried its own state.
+        channels_db: of the worst kind of channels, where the output holds several.
     """
 
     step: int
     output: str
     state: bool
     sqnr_db: float | None
+    channels_db: float | None = None
 
 
 @dataclass(frozen=True)
@@ -221,7 +222,8 @@ def roll(
 
 
 def _row(step: int, one: OutputResult, rollout: Rollout) -> StepResult:
-    return StepResult(step, one.name, one.name in rollout.state, None if one.zero else one.least_db)
+    whole, kind = (None, None) if one.zero else (one.sqnr_db, one.channels_db)
+    return StepResult(step, one.name, one.name in rollout.state, whole, kind)
 
 
 def carrying(session: Session, rollout: Rollout) -> Callable[[int, Feed], dict[str, Any]]:

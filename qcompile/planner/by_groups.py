@@ -22,7 +22,7 @@ RESTORES = 12
 
 @dataclass(frozen=True)
 class Tried:
-    """A plan and the least SQNR of outputs and their kinds of channels in dB; None without a float output."""
+    """A plan and the limit in dB that it just keeps (``Needed``); None without a float output."""
 
     name: str
     plan: PrecisionPlan
@@ -42,7 +42,7 @@ def accurate_plan(
         start: everything integer that can be, with the user's pins.
         compute: origin ids of compute layers.
         needed_db: what a plan must reach.
-        measure: least SQNR of a plan's outputs.
+        measure: the limit in dB that a plan's outputs just keep.
         settle: leaves out what a plan's float layers leave without purpose.
     """
     tried = [Tried("all that can be integer", start, measure(start))]

@@ -140,27 +140,32 @@ class GatedSession:
         count = len(self.samples[:samples])
         return float(np.mean(self.crew.map(lambda i: self.sample_error(plan, i), range(count))))
 
-    def worst_error(self, plan: Plan) -> float:
+    def worst_error(self, plan: Plan, leeway: float = 1.0) -> float:
         """Relative error energy of the worst float output over all samples, as a limit in dB means it.
 
         Noise and signal are summed over the samples before they are divided, so that a sample in
-        which an output is nearly silent does not decide. Of an output with kinds of channels the mean
-        amplitude of their errors counts. Without float outputs, ``evaluate_plan``.
+        which an output is nearly silent does not decide. Without float outputs, ``evaluate_plan``.
+
+        Args:
+            plan: labels of the units.
+            leeway: share of their error that counts of kinds of channels; that of a whole output counts
+                in full.
         """
-        sums: dict[str, dict[str, npt.NDArray[np.float64]]] = {}
+        sums: dict[str, npt.NDArray[np.float64]] = {}
+        shares: dict[str, float] = {}
         results = self.crew.map(lambda feed: self.run(plan, feed), self.samples)
         for expected, found in zip(self.reference, results, strict=True):
             for name, array in expected.items():
                 if isinstance(array, np.ndarray) and array.dtype.kind == "f":
-                    known = sums.setdefault(name, {})
-                    for part, one, other in _parts(name, array, found[name], self.kinds):
-                        known[part] = known.get(part, np.zeros(2)) + _energies(one, other)
+                    parts = [(name, array, found[name])]
+                    if name in self.kinds:
+                        parts += _parts(name, array, found[name], self.kinds)
+                    for part, one, other in parts:
+                        sums[part] = sums.get(part, np.zeros(2)) + _energies(one, other)
+                        shares[part] = 1.0 if part == name else leeway
         if not sums:
             return self.evaluate_plan(plan)
-        return max(
-            float(np.mean([np.sqrt(_ratio(*energies)) for energies in parts.values()])) ** 2
-            for parts in sums.values()
-        )
+        return max(_ratio(*sums[part]) * shares[part] for part in sums)
 
     def sample_error(
         self, plan: Plan, sample: int, writes: Mapping[str, bool] | None = None

@@ -12,6 +12,7 @@ from qcompile.ir.manager import CompileState
 from qcompile.ir.plan import INT8, PrecisionPlan
 from qcompile.job import Job
 from qcompile.learning import Learned
+from qcompile.needed import Needed
 from qcompile.planner.attention import find_attention, kept_whole
 from qcompile.planner.by_groups import Tried, accurate_plan
 from qcompile.planner.default import without_ends
@@ -42,7 +43,7 @@ class DevicePlans:
     replay: bool = False
     tried: list[Tried] = field(default_factory=list)
     _learned: dict[tuple[str, PrecisionPlan], Learned] = field(default_factory=dict)
-    _needed_db: float = 0.0
+    _needed: Needed = field(default_factory=lambda: Needed.of(0.0))
     _race: Race | None = None
 
     @property
@@ -52,23 +53,23 @@ class DevicePlans:
             self._race = open_race(self.job, self.builder)
         return self._race
 
-    def reach(self, needed_db: float) -> PortableBuilder:
-        """Try plans until one has ``needed_db``; returns what builds the last of ``tried``."""
-        self._needed_db = needed_db
+    def reach(self, needed: Needed) -> PortableBuilder:
+        """Try plans until one has what is needed; returns what builds the last of ``tried``."""
+        self._needed = needed
         if self.replay:
-            found = self.race.accuracy("", self.start).sqnr_db
+            found = self.race.accuracy("", self.start).reached_db(needed)
             self.tried = [Tried("replayed from the lock", self.start, found)]
             return self.builder
         if not self.tried:
             self.add(self.race.accuracy(EVERYTHING, self.start))
         if not self.enough():
-            _give_up_layers(self, needed_db)
+            _give_up_layers(self, needed)
         return self.taken()
 
     def add(self, candidate: Candidate) -> None:
         """A plan that was judged, and the same with refitted numbers where they are better."""
         plan = candidate.build.plan
-        self.tried.append(Tried(candidate.name, plan, candidate.least_db))
+        self.tried.append(Tried(candidate.name, plan, candidate.reached_db(self._needed)))
         if not may_refit(self.job) or self.builder.target.precision != INT8:
             return
         better = refitted(
@@ -80,12 +81,12 @@ class DevicePlans:
             f"refit{len(self.tried)}",
         )
         if better is not None:
-            self.tried.append(Tried(better.name, plan, better.least_db))
+            self.tried.append(Tried(better.name, plan, better.reached_db(self._needed)))
             self._learned[better.name, plan] = better.build.learned
 
     def enough(self) -> bool:
         """Whether a plan keeps the limit, or there is nothing to compare."""
-        return any(t.sqnr_db is None or t.sqnr_db >= self._needed_db for t in self.tried)
+        return any(t.sqnr_db is None or t.sqnr_db >= self._needed.whole_db for t in self.tried)
 
     def taken(self) -> PortableBuilder:
         """Put the most accurate of the last plan's forms last; what builds it.
@@ -100,7 +101,7 @@ class DevicePlans:
         return self.builder if learned is None else replace(self.builder, learned=learned, _made={})
 
 
-def _give_up_layers(plans: DevicePlans, needed_db: float) -> None:
+def _give_up_layers(plans: DevicePlans, needed: Needed) -> None:
     """Plans with layers in float, the last of them refitted."""
     job, race = plans.job, plans.race
     compute = frozenset(s.origin for s in job.prepared.sites if s.role == "compute")
@@ -111,9 +112,9 @@ def _give_up_layers(plans: DevicePlans, needed_db: float) -> None:
         return without_ends(kept_whole(plan, attentions), state)
 
     def measure(plan: PrecisionPlan) -> float | None:
-        return race.accuracy("", plan).least_db
+        return race.accuracy("", plan).reached_db(needed)
 
-    mixed = accurate_plan(plans.start, compute, needed_db, measure, settle)[1:]
+    mixed = accurate_plan(plans.start, compute, needed.whole_db, measure, settle)[1:]
     if mixed:
         plans.tried += mixed[:-1]
         plans.add(race.accuracy(mixed[-1].name, mixed[-1].plan))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from qcompile.build import Builder
 from qcompile.ir.errors import BudgetError, OptionError, PassError
 from qcompile.ir.plan import FLOAT, INT8, INT16, PrecisionPlan
 from qcompile.job import Job
+from qcompile.needed import Needed
 from qcompile.planner.costing import cost_models, elsewhere, estimated_costs, job_costs, read_costs
 from qcompile.planner.costs import Costs
 from qcompile.planner.energy import Energy
@@ -62,11 +64,13 @@ class Proposer:
         builder: Builder,
         race: Race,
         start: PrecisionPlan,
+        needed: Needed,
         reporter: Reporter,
         watch: Stopwatch | None = None,
         remember: Remember = lambda make: make(),
     ) -> None:
         self._job, self._builder, self._race, self._start = job, builder, race, start
+        self._needed = needed
         self._reporter, self._watch, self._remember = reporter, watch or Stopwatch(), remember
         self._seconds = job.options.search_time or SECONDS[job.options.effort]
         self._units = units(job.prepared.sites)
@@ -99,9 +103,8 @@ class Proposer:
 
     def beside(self, candidates: Sequence[Candidate]) -> tuple[Path, ...]:
         """The models whose latencies ``propose`` will need, to be timed with the candidates."""
-        best = max((c.judged_db for c in candidates if c.judged_db is not None), default=None)
         known = self._job.options.costs is not None or elsewhere(self._job)
-        if known or best is None or best > ENOUGH_DB or any(c.refused for c in candidates):
+        if known or self._to_beat(candidates) is None or any(c.refused for c in candidates):
             return ()
         return tuple(p for p in cost_models(self._job, self._builder) if p is not None)
 
@@ -126,25 +129,37 @@ class Proposer:
             found.append(replace(candidate, ms=ns / 1e6, speedup=base / ns))
         return found
 
-    def propose(self, known: Sequence[Candidate], needed_db: float) -> list[Candidate]:
-        """Plans beside those known, judged for accuracy and not yet timed."""
+    def _to_beat(self, known: Sequence[Candidate]) -> float | None:
+        """The limit that the best of them just keeps; None where no plan need be more accurate."""
+        reached = [db for c in known if (db := c.reached_db(self._needed)) is not None]
+        best = max(reached, default=None)
+        if best is None or best > max(ENOUGH_DB, self._needed.whole_db):
+            return None
+        return best
+
+    def propose(self, known: Sequence[Candidate]) -> list[Candidate]:
+        """Plans beside those known, judged for accuracy and not yet timed.
+
+        Goals are limits of whole outputs, with the leeway for kinds of channels that the gate gives.
+        """
         room = self._room(known)
         made = self._within_latency(known, room)
         made += self._within_size([*known, *made], room)
-        best = max((c.judged_db for c in known if c.judged_db is not None), default=None)
-        if best is None or best > ENOUGH_DB:
+        best = self._to_beat([*known, *made])
+        if best is None:
             return made
         problem, session = self.problem, self._session
         if session is None:  # gated in groups: no session is every plan, so none can be measured
             return made
-        first = needed_db if needed_db > best else max(needed_db, best - STEPS_DB[0])
+        asked, leeway = self._needed.whole_db, 10 ** (-self._needed.leeway_db / 10)
+        first = asked if asked > best else max(asked, best - STEPS_DB[0])
         goals = [first, *(best + step for step in STEPS_DB)]
         seen = {_key(c.build.plan) for c in (*known, *made)}
         measured: dict[tuple[tuple[str, str], ...], float] = {}
         for count, goal in enumerate(goals):
             trial, tried = solve_measured(
                 problem,
-                session.worst_error,
+                partial(session.worst_error, leeway=leeway),
                 10 ** (-goal / 10),
                 max_bytes=room,
                 tries=5,

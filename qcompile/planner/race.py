@@ -16,6 +16,7 @@ from qcompile.ir.errors import ModelError
 from qcompile.ir.plan import PrecisionPlan
 from qcompile.job import Job
 from qcompile.measure import measure_many
+from qcompile.needed import Needed
 from qcompile.planner.clock import idle_ns, typical_feed
 
 __all__ = ["FLOAT_NAME", "Candidate", "Race", "open_race"]
@@ -60,11 +61,9 @@ class Candidate:
         """What plans are compared by."""
         return self.sqnr_db if self.blended_db is None else self.blended_db
 
-    @property
-    def least_db(self) -> float | None:
-        """Of whole outputs and of kinds of channels."""
-        known = [db for db in (self.sqnr_db, self.channels_db) if db is not None]
-        return min(known, default=None)
+    def reached_db(self, needed: Needed) -> float | None:
+        """The limit with this leeway for kinds of channels that the outputs just keep."""
+        return needed.reached_db(self.sqnr_db, self.channels_db)
 
     def text(self) -> str:
         """One line for people."""

@@ -14,7 +14,7 @@ from pathlib import Path
 from qcompile.build import Builder
 from qcompile.ir.plan import INT8, INT8_DYNAMIC, PrecisionPlan
 from qcompile.job import Job
-from qcompile.limits import FLOOR_DB
+from qcompile.needed import FLOOR_DB, Needed
 from qcompile.options import Options
 from qcompile.planner.costing import elsewhere
 from qcompile.planner.costs import Costs
@@ -26,7 +26,7 @@ from qcompile.reporter import Reporter
 from qcompile.sizes import model_bytes
 from qcompile.stopwatch import Stopwatch
 
-__all__ = ["Found", "needed_db", "search"]
+__all__ = ["Found", "needed", "search"]
 
 SECONDS_EACH = {"fast": 0.5, "default": 1.0, "max": 4.0}
 """Timing of one candidate in the race."""
@@ -98,7 +98,7 @@ def search(
     with watch("build and compare"):
         for name, plan in _variants(job, start):
             candidates.append(race.accuracy(name, plan))
-    proposer = Proposer(job, builder, race, start, reporter, watch, remember)
+    proposer = Proposer(job, builder, race, start, needed(job), reporter, watch, remember)
     # With given costs nothing depends on a clock: the same costs give the same plan. And what is
     # fast on another kind of CPU cannot be timed on this one.
     by_clock = job.options.costs is None and not elsewhere(job)
@@ -119,7 +119,7 @@ def search(
         candidates = judged(candidates, beside)
     if job.options.effort != "fast" or not _ordered(candidates, job, strict=True):
         with watch("minimum cuts"):
-            proposed = proposer.propose(candidates, needed_db(job))
+            proposed = proposer.propose(candidates)
         with watch("time candidates"):
             candidates += judged(proposed) if proposed else []
     with watch("refit"):
@@ -136,12 +136,12 @@ def search(
     )
 
 
-def needed_db(job: Job) -> float:
+def needed(job: Job) -> Needed:
     """SQNR that a plan must have to be tried first."""
     limit = job.limits().min_sqnr
-    if limit is not None:
-        return limit + SLACK_DB
-    return 0.0 if job.data.metric is not None else FLOOR_DB + SLACK_DB
+    if limit is None and job.data.metric is not None:
+        return Needed(0.0, 0.0)
+    return Needed.of(FLOOR_DB if limit is None else limit, SLACK_DB)
 
 
 def _variants(job: Job, start: PrecisionPlan) -> list[tuple[str, PrecisionPlan]]:
@@ -176,8 +176,8 @@ def _ordered(
     With a limit on latency and none on accuracy, the most accurate that keeps it comes first.
     """
     able = [c for c in candidates if not c.refused and c.speedup is not None]
-    needed = needed_db(job)
-    good = [c for c in able if _keeps(c, needed)]
+    rule = needed(job)
+    good = [c for c in able if rule.kept(c.sqnr_db, c.channels_db)]
     fast = [c for c in good if (c.speedup or 0.0) >= job.options.min_speedup]
     fast = [c for c in fast if not any(_excess(c, job.options))]
     by_accuracy = _accuracy_is_open(job.options)
@@ -185,20 +185,13 @@ def _ordered(
     if strict:
         return tuple(first)
     rest = [c for c in able if c not in first]
-    rest.sort(key=lambda c: (c not in good, *_excess(c, job.options), -(c.judged_db or 0.0)))
+    rest.sort(key=lambda c: (c not in good, *_excess(c, job.options), -(c.reached_db(rule) or 0.0)))
     return tuple(first + rest)
 
 
 def _accuracy_is_open(asked: Options) -> bool:
     """Whether there is a limit on latency and none on accuracy."""
     return asked.max_latency is not None and asked.min_sqnr is None and asked.max_drop is None
-
-
-def _keeps(candidate: Candidate, needed: float) -> bool:
-    """Kinds of channels have no more than the floor to keep, as in the gate."""
-    whole, kind = candidate.sqnr_db, candidate.channels_db
-    kept = kind is None or kind >= min(needed, FLOOR_DB + SLACK_DB)
-    return kept and (whole is None or whole >= needed)
 
 
 def _db(candidate: Candidate) -> float:

@@ -175,3 +175,22 @@ def test_relative_errors() -> None:
     assert relative_errors({"y": mask}, {"y": mask}) == {"y": 0.0}
     assert relative_errors({"y": y, "ids": ids}, {"y": y, "ids": ids[::-1]}) == {"y": 0.0}
     assert relative_errors({"ids": ids}, {"ids": np.array([1, 2, 3, 5])}) == {"ids": 0.25}
+
+
+def test_kinds_of_channels_have_a_leeway_beside_the_whole() -> None:
+    """Boxes of some hundred beside scores below one: the whole says nothing about the scores."""
+    model = parse(
+        """<ir_version: 8, opset_import: ["" : 17]>
+        g (float[N,2,3] x) => (float[N,2,3] y)
+        <float[3,3] w = {0.5,-0.3,0.2,0.1,0.7,-0.6,0.4,0.9,-0.8}, float[2,1] k = {400.0, 0.25}>
+        { p = MatMul(x, w) y = Mul(p, k) }"""
+    )
+    state, _ = state_of(model)
+    gated = gate(state.model, quantized(state), state.target)
+    (name,) = [n for n, g in gated.gates.items() if g.unit.site.op_type == "MatMul"]
+    feed = {"x": np.concatenate([np.full((4, 1, 3), 3.0), np.full((4, 1, 3), 0.1)], 1)}
+    session = GatedSession(gated, [{"x": feed["x"].astype(np.float32)}], threads=1)
+    assert set(session.kinds) == {"y"}
+    strict, whole = session.worst_error({name}), session.worst_error({name}, leeway=0.0)
+    assert strict > 10 * whole > 0.0
+    assert session.worst_error({name}, leeway=0.5) == pytest.approx(strict / 2)

@@ -14,6 +14,7 @@ from qcompile.build import Build
 from qcompile.ir.notes import Note
 from qcompile.ir.plan import FLOAT, INT8, LayerChoice, PrecisionPlan
 from qcompile.learning import Learned
+from qcompile.needed import Needed
 from qcompile.planner.race import Candidate
 from qcompile.portable_build import PortableBuilder
 from tests.passes.qdq_models import state_of, text_model
@@ -59,7 +60,7 @@ def tried(
     job: Any = SimpleNamespace(prepared=prepared)
     plans = module.DevicePlans(job, builder, START, **options)
     for needed in steps:
-        taken = plans.reach(needed)
+        taken = plans.reach(Needed.of(needed))
     found = plans.tried
     return [(t.name, t.sqnr_db) for t in found], taken.learned, found[-1].plan
 
