@@ -11,7 +11,7 @@ channels among many (the constant component of a spectrum), or next to nothing, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -145,14 +145,17 @@ class ChannelSums:
 
     def update(self, ref: Array, error: Array) -> None:
         """Take in one sample's float values and what differs from them, both finite."""
-        found = {axis: _sums(ref, error, axis) for axis in channel_axes(ref.shape)}
+        self.take({axis: _sums(ref, error, axis) for axis in channel_axes(ref.shape)})
+
+    def take(self, found: Mapping[int, Sums]) -> None:
+        """Take in one sample's sums by axis."""
         if self.axes is not None:
             found = {
                 axis: self.axes[axis].plus(now)
                 for axis, now in found.items()
                 if axis in self.axes and len(self.axes[axis].peak) == len(now.peak)
             }
-        self.axes = found
+        self.axes = dict(found)
 
     def split(self) -> list[tuple[int, Indices, Sums]]:
         """Axis, channels and their sums for each kind; empty where all channels are of one kind.

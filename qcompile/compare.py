@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qcompile.channel_groups import ChannelGroup, ChannelSums, channels_text, runs
+from qcompile.row_sums import pair_sums
 
 __all__ = ["SQNR_MAX", "OutputComparison", "OutputResult", "SampleScore", "compare_outputs", "db"]
 
@@ -179,7 +180,7 @@ class OutputComparison:
             self.shape_differs += 1
             sums = self._mismatch(ref, got)
         elif self.kind == "float":
-            sums = self._in_parts(ref, got)
+            sums = self._floats(ref, got)
         else:
             sums = _Sums(equal=int(np.count_nonzero(ref == got)), count=int(ref.size))
         self.total.add(sums)
@@ -201,57 +202,32 @@ class OutputComparison:
         self.peak = max(self.peak, float(np.max(np.abs(a), initial=0.0)))
         return _Sums(signal=signal, noise=max(signal + other, np.finfo(np.float64).tiny))
 
-    def _in_parts(self, ref: Array, got: Array) -> _Sums:
-        """In float64, which takes many times the memory of the outputs: some of the first axis at a time."""
-        if ref.size <= _TRACKED:
-            return self._floats(ref.astype(np.float64), got.astype(np.float64))
-        self.track = False
-        sums = _Sums()
-        step = max(1, len(ref) * _TRACKED // ref.size)
-        for i in range(0, len(ref), step):
-            part = (array[i : i + step].astype(np.float64) for array in (ref, got))
-            sums.add(self._floats(*part))
-        return sums
-
     def _floats(self, ref: Array, got: Array) -> _Sums:
-        finite = np.isfinite(ref)
-        if not finite.all():
-            self.ignored += int(ref.size - np.count_nonzero(finite))
-            got = np.where(finite, got, 0.0)
-            ref = np.where(finite, ref, 0.0)
-        wrong = ~np.isfinite(got)
-        if wrong.any():
-            self.nonfinite += int(np.count_nonzero(wrong))
-            got = np.where(wrong, 0.0, got)
-        error = ref - got
-        self.max_abs_error = max(self.max_abs_error, float(np.max(np.abs(error), initial=0.0)))
-        self.peak = max(self.peak, float(np.max(np.abs(ref), initial=0.0)))
-        self.dot += float(np.sum(ref * got))
-        self.got_energy += float(np.sum(got * got))
+        found = pair_sums(ref, got)
+        self.ignored += found.ignored
+        self.nonfinite += found.nonfinite
+        self.max_abs_error = max(self.max_abs_error, found.max_abs_error)
+        self.peak = max(self.peak, found.peak)
+        self.dot += found.dot
+        self.got_energy += found.energy
+        self.rows += found.rows
+        self.same_top += found.same_top
+        self.kl_sum += found.kl
+        self.channels.take(found.channels)
         self._variation(ref)
-        self.channels.update(ref, error)
-        if ref.ndim and ref.shape[-1] > 1 and ref.size:
-            self._classes(ref.reshape(-1, ref.shape[-1]), got.reshape(-1, ref.shape[-1]))
-        return _Sums(signal=float(np.sum(ref * ref)), noise=float(np.sum(error * error)))
+        return _Sums(signal=found.signal, noise=found.noise)
 
     def _variation(self, ref: Array) -> None:
         if not self.track or ref.size > _TRACKED or not ref.size:
             self.track = False
-        elif self.mean is None:
-            self.mean = ref.copy()
+            return
+        ref = np.nan_to_num(ref.astype(np.float64), posinf=0.0, neginf=0.0)
+        if self.mean is None:
+            self.mean = ref
         elif self.mean.shape != ref.shape:
             self.track = False
         else:
             self.mean += (ref - self.mean) / self.seen
-
-    def _classes(self, ref: Array, got: Array) -> None:
-        self.rows += ref.shape[0]
-        self.same_top += int(np.count_nonzero(ref.argmax(-1) == got.argmax(-1)))
-        step = max(1, _TRACKED // 8 // ref.shape[-1])
-        for i in range(0, len(ref), step):
-            p, q = (_distribution(rows[i : i + step]) for rows in (ref, got))
-            ratio = np.log(np.maximum(p, 1e-12)) - np.log(np.maximum(q, 1e-12))
-            self.kl_sum += float(np.sum(p * ratio))
 
     def _score(self, sums: _Sums) -> float | None:
         if self.kind == "float":
@@ -299,15 +275,6 @@ class OutputComparison:
             peak, worst = float(sums.peak.max()), float(sums.worst.max())
             found.append(ChannelGroup(axis, named, channels_text(named), sqnr, peak, worst))
         return tuple(found)
-
-
-def _distribution(rows: Array) -> Array:
-    """Each row as probabilities: itself if it is such already, else its softmax."""
-    if rows.min() >= 0.0 and np.allclose(rows.sum(-1), 1.0, atol=1e-2):
-        return rows
-    shifted = np.exp(rows - rows.max(-1, keepdims=True))
-    found: Array = shifted / shifted.sum(-1, keepdims=True)
-    return found
 
 
 def compare_outputs(

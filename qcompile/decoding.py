@@ -13,7 +13,8 @@ import numpy.typing as npt
 from qcompile.backends.ort import Session
 from qcompile.data.inputs import Feed, InputSpec
 from qcompile.data.text import token_feed
-from qcompile.probabilities import Likeness, log_softmax
+from qcompile.greedy import is_causal, same_prefix
+from qcompile.probabilities import Likeness
 from qcompile.rollout import Rollout, carrying
 from qcompile.stopwatch import Deadline
 
@@ -25,7 +26,7 @@ FORCED_STEPS = 64
 PROMPTS = 6
 """Samples whose beginnings are continued, and whose ends are read token after token."""
 
-SECONDS = 20.0
+SECONDS = 8.0
 """No further prompt is begun after so long, of the processor's time, in each of the two."""
 
 PART = 32
@@ -88,7 +89,7 @@ class Decoding:
 
     Attributes:
         greedy_prompts: beginnings that were continued.
-        greedy_steps: tokens generated behind each, one by one.
+        greedy_steps: most tokens generated behind each.
         greedy_prefix: how many of them are float's before the first difference, mean over prompts.
         greedy_agreement: the same as a share.
         next_tokens: predictions where both models read the same tokens.
@@ -124,6 +125,8 @@ def compare_decoding(
     tokens: str,
     logits: str,
     rollout: Rollout | None,
+    likeness: Likeness,
+    prefill_ms: tuple[float, float] | None = None,
 ) -> Decoding | None:
     """Float and artifact side by side; None for samples of many rows.
 
@@ -134,6 +137,8 @@ def compare_decoding(
         tokens: input that takes token ids.
         logits: output that holds the next token's logits.
         rollout: how the cache is carried over.
+        likeness: predictions on samples that were read in one call.
+        prefill_ms: of a sample, where it was measured before.
     """
     feed = feeds[0]
     rows = np.asarray(feed[tokens], np.int64)
@@ -142,22 +147,27 @@ def compare_decoding(
     prompt = rows[0]
     cached = rollout if rollout is not None and rollout.decoder else None
     state: Mapping[str, str] = {} if cached is None else cached.state
+    guess = not state and is_causal(sessions[0], specs, prompt, logits, feed)
     prefixes = []
     for one in _in_time(feeds):
         ids = np.asarray(one[tokens], np.int64)[0]
-        half = ids[: max(1, len(ids) // 2)]
-        wanted, found = (_greedy(s, specs, half, logits, one, state) for s in sessions)
-        pairs = enumerate(zip(wanted, found, strict=True))
-        prefixes.append(next((i for i, (a, b) in pairs if a != b), GREEDY_STEPS))
+        prefixes.append(
+            same_prefix(sessions, specs, ids, logits, one, state, GREEDY_STEPS, guess=guess)
+        )
     prefix = float(np.mean(prefixes))
-    prefill = _times(sessions, feed)
+    prefill = prefill_ms or _times(sessions, feed)
     decode = _times(sessions, _step_feed(sessions[0], specs, prompt, feed, state))
+    if cached is not None:
+        next_tokens = _next_tokens(sessions, feeds, tokens, logits, cached)
+    else:
+        steps = min(FORCED_STEPS, max(1, len(prompt) - 1))
+        next_tokens = _as_next_tokens(likeness.ends(steps), steps)
     return Decoding(
         greedy_prompts=len(prefixes),
         greedy_steps=GREEDY_STEPS,
         greedy_prefix=prefix,
         greedy_agreement=prefix / GREEDY_STEPS,
-        next_tokens=_next_tokens(sessions, feeds, tokens, logits, cached),
+        next_tokens=next_tokens,
         prefill_tokens=len(prompt),
         prefill_ms=prefill,
         prefill_tokens_per_s=(1e3 * len(prompt) / prefill[0], 1e3 * len(prompt) / prefill[1]),
@@ -184,46 +194,29 @@ def _next_tokens(
     feeds: Sequence[Feed],
     tokens: str,
     logits: str,
-    rollout: Rollout | None,
+    rollout: Rollout,
 ) -> NextTokens:
-    likeness, samples = Likeness(), 0
-    steps = max(FORCED_STEPS, 0 if rollout is None else rollout.steps)
+    """Read one by one behind a cache."""
+    likeness = Likeness()
+    steps = max(FORCED_STEPS, rollout.steps)
     for feed in _in_time(feeds):
         ids = np.asarray(feed[tokens], np.int64)[0]
         steps = min(steps, max(1, len(ids) - 1))
         first, second = (_ends(s, feed, logits, steps, rollout) for s in sessions)
-        likeness.add(log_softmax(first), log_softmax(second), ids[len(ids) - steps + 1 :])
-        samples += 1
-    return NextTokens(samples, steps, likeness.agreement, likeness.kl, likeness.perplexity)
+        likeness.add(first, second, ids[None, len(ids) - steps + 1 :])
+    return _as_next_tokens(likeness, steps)
+
+
+def _as_next_tokens(likeness: Likeness, steps: int) -> NextTokens:
+    return NextTokens(likeness.samples, steps, likeness.agreement, likeness.kl, likeness.perplexity)
 
 
 def _ends(
-    session: Session, feed: Feed, logits: str, steps: int, rollout: Rollout | None
+    session: Session, feed: Feed, logits: str, steps: int, rollout: Rollout
 ) -> npt.NDArray[Any]:
     """Logits behind the last tokens of a sample, (1, steps, vocabulary)."""
-    if rollout is None:
-        return np.asarray(session.run(feed, [logits])[logits][:1, -steps:])
     run = carrying(session, replace(rollout, steps=steps))
     return np.stack([run(step, feed)[logits][:, -1] for step in range(steps)], 1)
-
-
-def _greedy(
-    session: Session,
-    specs: tuple[InputSpec, ...],
-    prompt: npt.NDArray[np.int64],
-    logits: str,
-    base: Feed,
-    state: Mapping[str, str],
-) -> list[int]:
-    """The most likely tokens, one after another; without a cache all is read anew at each step."""
-    ids = [int(i) for i in prompt]
-    past: dict[str, Any] = {}
-    for step in range(GREEDY_STEPS):
-        taken = ids[-1:] if state and step else ids
-        outputs = session.run(token_feed(specs, np.array(taken, np.int64), past, base))
-        past = {into: outputs[out] for out, into in state.items()}
-        ids.append(int(outputs[logits][0, -1].argmax()))
-    return ids[len(prompt) :]
 
 
 def _step_feed(
@@ -259,7 +252,7 @@ def _times(sessions: Sequence[Session], feed: Feed) -> tuple[float, float]:
     own = [session.given(feed) for session in sessions]
     for session, given in zip(sessions, own, strict=True):
         session.run_raw(given)
-    while len(runs[0]) < 5 or (time.perf_counter() - begin < 2.0 and len(runs[0]) < 50):
+    while len(runs[0]) < 5 or (time.perf_counter() - begin < 1.0 and len(runs[0]) < 50):
         for times, session, given in zip(runs, sessions, own, strict=True):
             start = time.perf_counter()
             session.run_raw(given)

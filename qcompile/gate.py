@@ -5,9 +5,8 @@ The same judge serves a compile and ``qcompile check``, for the model of any too
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +21,11 @@ from qcompile.ir.errors import CalibrationError, ModelError, OptionError
 from qcompile.limits import (
     Limits,
     Metric,
+    PairMetric,
     accuracy_checks,
-    compare_scores,
     named_metric,
     output_notes,
+    score_checks,
     scores,
     size_checks,
     speed_check,
@@ -60,7 +60,8 @@ def judge(
     feeds: Sequence[Feed],
     limits: Limits | None = None,
     *,
-    metric: Metric | Callable[[Run], Any] | None = None,
+    metric: Metric | PairMetric | Callable[[Run], Any] | None = None,
+    watch: PairMetric | None = None,
     names: Sequence[str] = (),
     slices: Mapping[str, str] | None = None,
     extremes: Sequence[Feed] = (),
@@ -87,6 +88,7 @@ def judge(
         limits: what decides.
         metric: the user's score, called with float's and then with the artifact's ``run``; a plain
             callable is named after itself, lower is better if its ``lower_is_better`` is true.
+        watch: shown both models' outputs of each sample; by default the metric where it takes pairs.
         names: of the samples; by default their index.
         slices: sample name -> slice.
         extremes: further feeds that it must run, and is timed with (the smallest and largest shapes).
@@ -116,6 +118,7 @@ def judge(
     gate = _Gate(Path(float_model), Path(artifact), feeds, limits, threads, custom_ops, progress)
     gate.config, gate.reference, gate.provider, gate.spins = config, reference, provider, spins
     gate.fused, gate.extremes, gate.opened = fused, extremes, opened
+    gate.watch = watch or (metric if isinstance(metric, PairMetric) else None)
     gate.sizes()
     if gate.opens() and gate.interface():
         gate.accuracy(list(names) or [str(i) for i in range(len(feeds))], slices or {})
@@ -165,6 +168,7 @@ class _Gate:
     config: Mapping[str, str] | None = None
     reference: Path | None = None
     fused: Path | None = None
+    watch: PairMetric | None = None
     extremes: Sequence[Feed] = ()
     opened: RememberedSession | SegmentedSession | None = None
     provider: str = CPU
@@ -261,6 +265,8 @@ class _Gate:
                 self.checks.append(Check("runs", FAIL, f"fails on sample '{name}': {e}"))
                 continue
             compare_outputs(compared, name, slices.get(name), ref, got)
+            if self.watch is not None:
+                self.watch.take(feed, ref, got)
             self._tell("compare", (index + 1) / len(self.feeds))
         self.outputs = [c.result() for c in compared.values()]
         self._batch()
@@ -301,8 +307,13 @@ class _Gate:
             if limit is not None:
                 self.checks.extend(accuracy_checks(output, limit, self.limits.min_agreement))
 
-    def metric(self, metric: Metric) -> None:
-        """The user's score on float, then on the artifact."""
+    def metric(self, metric: Metric | PairMetric) -> None:
+        """The user's score on float, then on the artifact; of pairs it is known already."""
+        if isinstance(metric, PairMetric):
+            one, other = metric.both()
+            checks, self.score = score_checks(metric, {"": one}, {"": other}, self.limits)
+            self.checks += checks
+            return
         self._tell("score", 0.0)
         try:
             before = scores(metric, self.float_session.run)
@@ -318,19 +329,8 @@ class _Gate:
             self.checks.append(Check("metric", FAIL, text))
             return
         self._tell("score", 1.0)
-        results = {
-            key: compare_scores(metric, key, before[key], after.get(key, math.nan), self.limits)
-            for key in before
-        }
-        for key, one in results.items():
-            # not <=, so that NaN fails
-            state = PASS if one.drop <= one.allowed else FAIL
-            self.checks.append(
-                Check("metric", state, one.text, one.drop, one.allowed, where=key or None)
-            )
-        worst = max(results.values(), key=lambda s: math.inf if math.isnan(s.drop) else s.drop)
-        slices = {k: (s.float_score, s.artifact_score) for k, s in results.items()}
-        self.score = worst if "" in results else replace(worst, slices=slices)
+        checks, self.score = score_checks(metric, before, after, self.limits)
+        self.checks += checks
 
     def speed(self, budget_s: float) -> None:
         """Latency in a child process; only an interval wholly below the limit fails."""

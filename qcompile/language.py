@@ -13,13 +13,14 @@ from qcompile.backends.ort import Session, open_session
 from qcompile.data.inputs import Feed, InputSpec
 from qcompile.data.text import token_input
 from qcompile.decoding import Decoding, Reading, compare_decoding
-from qcompile.probabilities import Likeness, log_softmax, surprise
+from qcompile.probabilities import Likeness, surprise
 from qcompile.rollout import Rollout
 from qcompile.scores import Metric
 
 __all__ = [
     "Generation",
     "Language",
+    "Perplexity",
     "compare_generation",
     "language_of",
     "perplexity",
@@ -81,12 +82,37 @@ def perplexity(
     return float(np.exp(loss / max(1, count)))
 
 
-def perplexity_metric(
-    feeds: Sequence[Feed], language: Language, rollout: Rollout | None = None
-) -> Metric:
-    """Perplexity on held-back text, for the gate; in parts behind a cache with ``rollout``."""
+def perplexity_metric(feeds: Sequence[Feed], language: Language, rollout: Rollout) -> Metric:
+    """Perplexity on held-back text, for the gate, in parts behind a cache."""
     tokens, logits = language.tokens, language.logits
     return Metric("perplexity", lambda run: perplexity(run, feeds, tokens, logits, rollout), True)
+
+
+class Perplexity:
+    """Perplexity of both models, and all that their predictions tell, from what the gate runs anyway.
+
+    Attributes:
+        likeness: of the predictions.
+    """
+
+    name = "perplexity"
+    lower_is_better = True
+
+    def __init__(self, language: Language) -> None:
+        self._language = language
+        self.likeness = Likeness()
+
+    def take(self, feed: Mapping[str, Any], ref: Mapping[str, Any], got: Mapping[str, Any]) -> None:
+        """Take in a sample; an artifact whose logits have another shape predicts nothing."""
+        first, second = (np.asarray(outputs[self._language.logits]) for outputs in (ref, got))
+        if first.shape != second.shape:
+            second = np.full_like(first, np.nan)
+        following = np.asarray(feed[self._language.tokens], np.int64)[:, 1:]
+        self.likeness.add(first, second, following)
+
+    def both(self) -> tuple[float, float]:
+        """Float's, the artifact's."""
+        return self.likeness.perplexity
 
 
 @dataclass(frozen=True)
@@ -118,18 +144,36 @@ def compare_generation(
     *,
     rollout: Rollout | None = None,
     threads: int | None = None,
+    known: Likeness | None = None,
+    prefill_ms: tuple[float, float] | None = None,
 ) -> Generation:
-    """Both models side by side on held-back samples; a cache in 8 bits is read behind, in parts."""
+    """Both models side by side on held-back samples; a cache in 8 bits is read behind, in parts.
+
+    Args:
+        float_model: its file.
+        artifact: its file.
+        specs: the float model's inputs.
+        feeds: samples.
+        language: where tokens and logits are.
+        rollout: how a cache is carried over.
+        threads: inside operators.
+        known: predictions on the samples, each read in one call, where they were compared before.
+        prefill_ms: of a sample, float and artifact, where it is known.
+    """
     sessions = [open_session(p, threads=threads) for p in (float_model, artifact)]
     tokens, logits = language.tokens, language.logits
-    reading = Reading(tokens, logits, rollout if sessions[1].cache else None)
-    likeness = Likeness()
-    for feed in feeds[:FEEDS]:
-        first, second = (log_softmax(reading.read(s.run, feed)) for s in sessions)
-        likeness.add(first, second, np.asarray(feed[tokens], np.int64)[:, 1:])
+    likeness = known or Likeness()
+    if sessions[1].cache or not likeness.samples:
+        likeness = Likeness()
+        reading = Reading(tokens, logits, rollout if sessions[1].cache else None)
+        for feed in feeds[:FEEDS]:
+            first, second = (reading.read(s.run, feed) for s in sessions)
+            likeness.add(first, second, np.asarray(feed[tokens], np.int64)[:, 1:])
     decoding = None
     if not language.fixed:
-        decoding = compare_decoding(sessions, specs, feeds, tokens, logits, rollout)
+        decoding = compare_decoding(
+            sessions, specs, feeds, tokens, logits, rollout, likeness, prefill_ms
+        )
     return Generation(
         likeness.perplexity, likeness.positions, likeness.agreement, likeness.kl, decoding
     )

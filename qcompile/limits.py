@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, runtime_checkable
 
 from qcompile.compare import OutputResult, db
 from qcompile.enough import Enough
@@ -19,10 +19,12 @@ from qcompile.verdict import FAIL, PASS, VAGUE, Check, ScoreResult
 __all__ = [
     "Limits",
     "Metric",
+    "PairMetric",
     "accuracy_checks",
     "compare_scores",
     "named_metric",
     "output_notes",
+    "score_checks",
     "scores",
     "size_checks",
     "speed_check",
@@ -30,7 +32,8 @@ __all__ = [
     "timed_enough",
 ]
 
-Run = Callable[[Mapping[str, Any]], Mapping[str, Any]]
+Outputs = Mapping[str, Any]
+Run = Callable[[Outputs], Outputs]
 
 CLEAR = 0.1
 """A speed-up far from what is needed is known well enough to +-10 %; the report has its interval."""
@@ -52,6 +55,25 @@ class Metric(Protocol):
     @property
     def lower_is_better(self) -> bool:
         """Direction."""
+
+
+@runtime_checkable
+class PairMetric(Protocol):
+    """A named score of both models from what the gate runs anyway."""
+
+    @property
+    def name(self) -> str:
+        """For the report."""
+
+    @property
+    def lower_is_better(self) -> bool:
+        """Direction."""
+
+    def take(self, feed: Outputs, ref: Outputs, got: Outputs) -> None:
+        """Take in a sample, float's outputs and the artifact's."""
+
+    def both(self) -> tuple[float, float]:
+        """Float's score, the artifact's."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +106,7 @@ class _Plain:
     lower_is_better: bool
 
 
-def named_metric(metric: Metric | Callable[[Run], Any]) -> Metric:
+def named_metric(metric: Metric | PairMetric | Callable[[Run], Any]) -> Metric | PairMetric:
     """A metric as it is; a plain callable under its own name and direction."""
     if callable(metric):
         lower = bool(getattr(metric, "lower_is_better", False))
@@ -157,8 +179,40 @@ def scores(metric: Metric, run: Callable[[Any], Any]) -> dict[str, float]:
     return {"": float(found)}
 
 
+def score_checks(
+    metric: Metric | PairMetric,
+    before: Mapping[str, float],
+    after: Mapping[str, float],
+    limits: Limits,
+) -> tuple[list[Check], ScoreResult]:
+    """A check for each slice, and the score: of the whole, else of the worst slice with all beside it.
+
+    Raises:
+        OptionError: float's own score is no finite number.
+    """
+    results = {
+        key: compare_scores(metric, key, before[key], after.get(key, math.nan), limits)
+        for key in before
+    }
+    checks = [
+        # not <=, so that NaN fails
+        Check(
+            "metric",
+            PASS if one.drop <= one.allowed else FAIL,
+            one.text,
+            one.drop,
+            one.allowed,
+            where=key or None,
+        )
+        for key, one in results.items()
+    ]
+    worst = max(results.values(), key=lambda s: math.inf if math.isnan(s.drop) else s.drop)
+    slices = {k: (s.float_score, s.artifact_score) for k, s in results.items()}
+    return checks, worst if "" in results else replace(worst, slices=slices)
+
+
 def compare_scores(
-    metric: Metric, key: str, before: float, after: float, limits: Limits
+    metric: Metric | PairMetric, key: str, before: float, after: float, limits: Limits
 ) -> ScoreResult:
     """Float's score beside the artifact's; ``key`` is the slice, "" for the whole.
 

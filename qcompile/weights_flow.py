@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import onnx_ir as oir
 
-from qcompile.backends.ort import AS_WRITTEN
 from qcompile.backends.ort_bits import has_bits
 from qcompile.backends.ort_nbits import Stored, lower_weights
 from qcompile.backends.trt_weights import lower_to_dequantize
@@ -26,7 +25,6 @@ from qcompile.cache_scales import Cache, find_cache, stored
 from qcompile.checkpoint import Checkpoint, progress_folder
 from qcompile.disturbance import disturbances, divergence, relative_error
 from qcompile.finish import deliver
-from qcompile.gate import judge
 from qcompile.ir.affine import TensorRange
 from qcompile.ir.codebook import CodebookWeight
 from qcompile.ir.errors import BackendMissingError
@@ -40,18 +38,14 @@ from qcompile.job import Job
 from qcompile.language import (
     Generation,
     Language,
-    compare_generation,
+    Perplexity,
     language_of,
-    perplexity_metric,
 )
 from qcompile.lock import Lock
-from qcompile.remembered import RememberedSession
 from qcompile.result import CompileResult
 from qcompile.round_weights import Rounded, round_matrices, round_raised, stored_once
-from qcompile.segmented import SegmentedSession
 from qcompile.sizes import LOADED_WHOLE
 from qcompile.stages import Stages
-from qcompile.units import Drop
 from qcompile.verdict import Check, GateResult
 from qcompile.weights_engine import (
     check_opset,
@@ -60,6 +54,7 @@ from qcompile.weights_engine import (
     engine_peaks,
     save_for_engine,
 )
+from qcompile.weights_gate import generated, judge_weights
 from qcompile.weights_plan import (
     MatrixChoice,
     as_plan,
@@ -81,9 +76,6 @@ allowed: aimed at 2.4 it was 3.4, then 2.1; more than is needed in 8 bits is byt
 
 UNKNOWN = 100.0
 """How many times too large an error counts that is no number."""
-
-PERPLEXITY_DROP = Drop(0.03, relative=True)
-"""Allowed for perplexity where the user says nothing."""
 
 Advance = Callable[[float, float | None], None]
 
@@ -201,7 +193,10 @@ def compile_weights(
             else:
                 save_model(model, path, external_above=LOADED_WHOLE)
         with stages("gate"):
-            gate = _judge(job, path, language, beside, last=len(tried) == ATTEMPTS - 1)
+            pairs = None if language is None else Perplexity(language)
+            gate = judge_weights(
+                job, path, language, beside, pairs, last=len(tried) == ATTEMPTS - 1
+            )
             beside.release()
         share = raised_share(choices, taken)
         tried.append(Tried(share, taken, rounded, model, path, gate, records))
@@ -223,7 +218,7 @@ def compile_weights(
         checkpoint.remove()
         return result
     with stages("gate"):
-        generation = _generation(job, tried[-1], language)
+        generation = generated(job, tried[-1].path, tried[-1].gate, language, pairs)
     made = Compressed(tuple(tried), algorithm, tuple(notes), generation, cache)
     result = deliver(
         job,
@@ -329,59 +324,4 @@ def _disturbances(
         threads=job.options.threads,
         custom_ops=job.options.custom_ops,
         advance=advance,
-    )
-
-
-def _judge(
-    job: Job,
-    path: Path,
-    language: Language | None,
-    beside: RememberedSession | SegmentedSession,
-    *,
-    last: bool,
-) -> GateResult:
-    options, data = job.options, job.data
-    metric, limits = data.metric, job.limits()
-    engine = job.prepared.target.portable
-    if engine:
-        limits = replace(limits, max_latency_ms=None)
-    if metric is None and language is not None and options.tokenizer is not None:
-        whole = job.in_parts() is None  # else each part of a sample were a pass through the file
-        behind = job.rollout if options.kv_cache == "int8" and whole else None
-        metric = perplexity_metric(list(data.held), language, behind)
-        limits = replace(limits, max_drop=options.max_drop or PERPLEXITY_DROP)
-    return judge(
-        job.float_path,
-        path,
-        list(data.held),
-        limits,
-        metric=metric,
-        names=data.held.names,
-        slices=options.slices,
-        extremes=data.extremes(),
-        opened=beside,
-        rollout=None if job.in_parts() is not None else job.rollout,
-        threads=options.threads,
-        budget_s=options.gate_time,
-        custom_ops=options.custom_ops,
-        speed=not engine,
-        time_failed=last,
-        config=AS_WRITTEN if engine else None,
-    )
-
-
-def _generation(job: Job, taken: Tried, language: Language | None) -> Generation | None:
-    """Beside float, for a model that runs; None where float runs in parts: a pass for each token."""
-    if job.in_parts() is not None:
-        return None
-    if language is None or any(c.name in ("opens", "runs") for c in taken.gate.failed):
-        return None
-    return compare_generation(
-        job.mapped_float(),
-        taken.path,
-        job.prepared.inputs,
-        list(job.data.held),
-        language,
-        rollout=job.rollout,
-        threads=job.options.threads,
     )

@@ -65,7 +65,8 @@ def test_large_outputs_are_compared_in_parts(monkeypatch: pytest.MonkeyPatch) ->
     ref = rng.normal(size=(7, 3, 40)).astype(np.float32)
     got = ref + rng.normal(size=ref.shape).astype(np.float32) / 10
     whole = compared((ref, got))
-    monkeypatch.setattr("qcompile.compare._TRACKED", 250)  # two of seven, two rows of distributions
+    monkeypatch.setattr("qcompile.compare._TRACKED", 250)
+    monkeypatch.setattr("qcompile.row_sums.AT_ONCE", 90)  # two rows of 21
     parts = compared((ref, got))
     assert parts.varying is None
     for name in ("sqnr_db", "agreement", "cosine", "kl", "max_abs_error", "peak"):
