@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -67,22 +68,64 @@ def model_chunks(model: oir.Model, side: SideFile | None = None) -> list[Chunk]:
     With a side file, initializers go there and the model says where (weights that are attributes
     of Constant nodes stay inside: runtimes do not look for those elsewhere).
     """
-    with _cut_out(model) as (tensors, initializers):
-        small = _serialize(model)
+    return _Cut.of(model).chunks(side)
 
-    def splice(buffer: memoryview, found: list[Field]) -> list[Chunk] | None:
-        index = _cut_index(buffer, found)
-        if index is None:
-            return None
-        data = _bytes_of(tensors[index])
-        rest: list[Chunk] = [
-            buffer[f.start : f.end] for f in found if f.number not in (_EXTERNAL, _LOCATION)
-        ]
-        if side is not None and index < initializers:
-            return [*rest, side.add(data)]
-        return [*rest, encode_length(_RAW_DATA, len(data)), data]
 
-    return rewrite(memoryview(small), splice)
+@dataclass(frozen=True)
+class _Cut:
+    """A serialized model without its big tensors, and these.
+
+    Attributes:
+        small: the message, with a placeholder for each big tensor whose offset is its index.
+        tensors: the big tensors.
+        initializers: how many of them are initializers; they come first.
+    """
+
+    small: bytes
+    tensors: list[oir.TensorProtocol]
+    initializers: int
+
+    @classmethod
+    def of(cls, model: oir.Model) -> _Cut:
+        """Of a model, which stays as it is."""
+        with _cut_out(model) as (tensors, initializers):
+            return cls(_serialize(model), tensors, initializers)
+
+    @property
+    def size(self) -> int:
+        """Bytes with all weights inside, but for the placeholders."""
+        return len(self.small) + sum(tensor.nbytes for tensor in self.tensors)
+
+    def chunks(self, side: SideFile | None = None) -> list[Chunk]:
+        """The whole message in pieces; with a side file, initializers go there."""
+
+        def splice(buffer: memoryview, found: list[Field]) -> list[Chunk] | None:
+            index = _cut_index(buffer, found)
+            if index is None:
+                return None
+            data = _bytes_of(self.tensors[index])
+            rest: list[Chunk] = [
+                buffer[f.start : f.end] for f in found if f.number not in (_EXTERNAL, _LOCATION)
+            ]
+            if side is not None and index < self.initializers:
+                return [*rest, side.add(data)]
+            return [*rest, encode_length(_RAW_DATA, len(data)), data]
+
+        marks = _places(self.small, CUT_LOCATION.encode())
+
+        def holds(start: int, end: int) -> bool:
+            at = bisect_left(marks, start)
+            return at < len(marks) and marks[at] < end
+
+        return rewrite(memoryview(self.small), splice, holds)
+
+
+def _places(data: bytes, mark: bytes) -> list[int]:
+    found, at = [], data.find(mark)
+    while at >= 0:
+        found.append(at)
+        at = data.find(mark, at + 1)
+    return found
 
 
 @dataclass
@@ -187,11 +230,11 @@ def save_model(model: oir.Model, path: Path, *, external_above: int = 1_900_000_
     """
     path = Path(path)
     model.ir_version = max(model.ir_version, needed_ir_version(model))
-    chunks = model_chunks(model)
+    cut = _Cut.of(model)
     files: list[tuple[Path, Sequence[Chunk] | Iterator[Chunk]]] = []
-    if total_size(chunks) > external_above:
-        side = SideFile(f"{path.name}.data")
-        chunks = model_chunks(model, side)
+    side = SideFile(f"{path.name}.data") if cut.size > external_above else None
+    chunks = cut.chunks(side)
+    if side is not None:
         files.append((path.with_name(side.location), side.pieces()))
     files.append((path, chunks))
     written: list[tuple[Path, Path]] = []

@@ -133,13 +133,23 @@ Edit = Callable[[memoryview, list[Field]], "list[Chunk] | None"]
 """Gets the buffer and a tensor's fields; returns the tensor's new chunks, or None to keep it."""
 
 
-def rewrite(buffer: memoryview, edit: Edit) -> list[Chunk]:
-    """The chunks of a serialized ``ModelProto`` after ``edit`` has seen every dense tensor in it."""
-    return _rewrite(buffer, 0, len(buffer), "Model", edit, 0) or [buffer]
+Holds = Callable[[int, int], bool]
+"""Whether what lies between two places may hold a tensor that is edited; the rest is not read."""
+
+
+def rewrite(buffer: memoryview, edit: Edit, holds: Holds = lambda start, end: True) -> list[Chunk]:
+    """The chunks of a serialized ``ModelProto`` after ``edit`` has seen every dense tensor that ``holds``."""
+    return _rewrite(buffer, 0, len(buffer), "Model", edit, holds, 0) or [buffer]
 
 
 def _rewrite(
-    buffer: memoryview, start: int, end: int, message: str, edit: Edit, depth: int
+    buffer: memoryview,
+    start: int,
+    end: int,
+    message: str,
+    edit: Edit,
+    holds: Holds,
+    depth: int,
 ) -> list[Chunk] | None:
     """New chunks of one message, or None when nothing within it changed."""
     if depth > _MAX_DEPTH:
@@ -151,9 +161,9 @@ def _rewrite(
     kept = start
     for one in fields(buffer, start, end):
         inner = nested.get(one.number)
-        if inner is None or one.kind != _LENGTH:
+        if inner is None or one.kind != _LENGTH or not holds(one.payload, one.end):
             continue
-        changed = _rewrite(buffer, one.payload, one.end, inner, edit, depth + 1)
+        changed = _rewrite(buffer, one.payload, one.end, inner, edit, holds, depth + 1)
         if changed is None:
             continue
         if one.start > kept:
@@ -204,4 +214,5 @@ def cut_tensors(buffer: memoryview, at_least: int) -> bytes:
     Raises:
         WireError: the bytes are no model.
     """
-    return b"".join(rewrite(buffer, _Cutter(at_least)))
+    large = rewrite(buffer, _Cutter(at_least), lambda start, end: end - start >= at_least)
+    return b"".join(large)
