@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import onnx_ir as oir
@@ -21,6 +21,7 @@ from qcompile.passes.correct_bias import CorrectBias
 from qcompile.passes.insert_qdq import InsertQDQ
 from qcompile.passes.lint_numbers import LintNumbers
 from qcompile.passes.prepare import runtime_passes
+from qcompile.passes.store_tables import StoreTables
 
 __all__ = ["Build", "Builder"]
 
@@ -73,16 +74,22 @@ class Builder:
     disabled: frozenset[str] = frozenset()
     learned: Learned = NOTHING_LEARNED
     given: Given = NOTHING_GIVEN
-    quantize_passes: tuple[Pass, ...] = (CorrectBias(), InsertQDQ(), LintNumbers())
+    quantize_passes: tuple[Pass, ...] = (
+        StoreTables(),
+        CorrectBias(),
+        InsertQDQ(),
+        LintNumbers(),
+    )
     config: Mapping[str, str] = field(default_factory=dict)
     _made: dict[tuple[tuple[str, str], ...], Build] = field(default_factory=dict)
 
     def build(self, plan: PrecisionPlan) -> Build:
-        """The plan as portable and lowered models, and the lowered one's file."""
+        """The plan as portable and lowered models, and the lowered one's file; reasons are the plan's."""
         key = tuple((layer.origin, layer.precision) for layer in plan.layers)
         if key not in self._made:
             self._made[key] = self._build(plan, self.work / f"plan{len(self._made)}.onnx")
-        return self._made[key]
+        made = self._made[key]
+        return made if made.plan == plan else replace(made, plan=plan)
 
     def known_ranges(self) -> dict[str, TensorRange]:
         """What the passes are told of tensors."""

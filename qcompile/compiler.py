@@ -24,6 +24,7 @@ from qcompile.lock import Lock
 from qcompile.memory import room_for
 from qcompile.options import Options, make_options
 from qcompile.planner.search import search
+from qcompile.planner.stored_tables import store_tables
 from qcompile.portable_flow import compile_portable, portable_builder
 from qcompile.prepare import Prepared, prepare
 from qcompile.range_choice import choose_ranges
@@ -145,6 +146,9 @@ def _compile_static(
         if job.base is None:
             with stages.parts("range estimators"):
                 ranges, builder = choose_ranges(job, ranges, builder, plan, stages.reporter.advance)
+        if not replay:
+            with stages.parts("tables"):
+                plan = store_tables(job, builder, plan)
         found = search(
             job,
             builder,

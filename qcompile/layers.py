@@ -9,7 +9,7 @@ from qcompile.backends.ort_realised import Realisation, Realised, realised
 from qcompile.build import Build
 from qcompile.ir.errors import ModelError
 from qcompile.ir.graph import origin
-from qcompile.ir.plan import FLOAT, LayerChoice
+from qcompile.ir.plan import FLOAT, INT8, TABLE, LayerChoice
 from qcompile.job import Job
 from qcompile.trace import mac_counts
 
@@ -90,4 +90,5 @@ def describe_layers(job: Job, build: Build) -> tuple[list[dict[str, Any]], float
 def _precision(layer: LayerChoice, seen: Realisation | None, found: Realised | None) -> str:
     if seen is None:
         return NOT_RUN
-    return layer.precision if found is None else found.precision
+    kept = layer.precision == TABLE and found is not None and found.precision == INT8
+    return layer.precision if found is None or kept else found.precision

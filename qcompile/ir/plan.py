@@ -19,6 +19,7 @@ __all__ = [
     "INT16",
     "NVFP4",
     "PLAN_VERSION",
+    "TABLE",
     "WEIGHTS",
     "LayerChoice",
     "PrecisionPlan",
@@ -35,6 +36,8 @@ INT16 = "int16"
 """Weights in 8 bits, activations in 16."""
 WEIGHTS = ("int2-weights", "int3-weights", "int4-weights", "int8-weights", "nf4-weights")
 """Weights in few bits, activations in float."""
+TABLE = "int8-weights"
+"""Of a Gather: the rows that it looks up are kept in 8 bits."""
 PRECISIONS = (FLOAT, INT8, INT8_DYNAMIC, INT16, FP8, NVFP4, *WEIGHTS)
 
 
