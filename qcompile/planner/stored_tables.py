@@ -14,7 +14,7 @@ from qcompile.passes.store_tables import table_of
 from qcompile.planner.clock import typical_feed
 from qcompile.planner.costing import elsewhere
 from qcompile.planner.race import open_race
-from qcompile.planner.search import SECONDS_EACH, needed_db
+from qcompile.planner.search import SECONDS_EACH, needed
 from qcompile.sizes import model_bytes
 
 __all__ = ["store_tables"]
@@ -105,9 +105,9 @@ def _refusal(
     after = race.accuracy("tables in 8 bits, too", marked)
     if alone.judged_db is None or before.judged_db is None or after.judged_db is None:
         return alone.refused or before.refused or after.refused or "no float output tells the error"
-    needed = max(ALONE_DB, needed_db(job) + APART_DB)
-    if alone.judged_db < needed:
-        return f"the output would have {alone.judged_db:.1f} dB by it alone ({needed:.0f} needed)"
+    least = max(ALONE_DB, needed(job).whole_db + APART_DB)
+    if alone.judged_db < least:
+        return f"the output would have {alone.judged_db:.1f} dB by it alone ({least:.0f} needed)"
     if replace(after, speedup=1.0).worth() < WORTH * replace(before, speedup=1.0).worth():
         return f"the output would have {after.judged_db:.1f} dB, {before.judged_db:.1f} without"
     if job.options.costs is not None or elsewhere(job):
