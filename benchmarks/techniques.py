@@ -1,13 +1,14 @@
 """What each technique for accuracy gives: alone, all together, none, and as the default chooses.
 
     python benchmarks/techniques.py MODEL.onnx ... --data DIR [--metric FILE.py:FUNCTION]
-        [--only fold-scales,refit] [--json out.json]
+        [--only fold-scales,refit] [--logits] [--json out.json]
 
 DIR holds calibration samples, or a folder of them for each model by its name. The default compile
 chooses the plan; all other rows follow that plan, so that they differ in nothing but the techniques.
 SQNR and score come from the gate, on samples that nothing was fitted to. The metric's limits are left
 open: every row is delivered, however poor. "float moves" is what scaling of channels does to the float
-model's outputs, relative to their peak.
+model's outputs, relative to their peak. --logits judges what a last Softmax or Sigmoid reads: where all
+samples are decided, its output is equal whatever is done.
 """
 
 from __future__ import annotations
@@ -22,12 +23,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import onnx_ir as oir
+
 import qcompile
 from qcompile.environment import describe_machine, describe_versions
 from qcompile.techniques import ALL
 
 SHORT = {"gate_time": "1s", "min_speedup": 0.01}
 SCALING = ("fold-scales", "smooth-quant", "smooth-branches")
+SQUASHING = ("Softmax", "Sigmoid", "LogSoftmax")
 
 
 @dataclass
@@ -93,6 +97,26 @@ def rows_of(
         yield compile_row(model, data, name, work / name, {**fixed, "techniques": techniques})[0]
 
 
+def without_last(model: Path, out: Path) -> Path:
+    """A copy of a model that gives out what its last Softmax or Sigmoid reads."""
+    loaded = oir.load(model)
+    found = 0
+    for index, output in enumerate(loaded.graph.outputs):
+        node = output.producer()
+        if node is None or node.op_type not in SQUASHING or output.uses():
+            continue
+        read = node.inputs[0]
+        if read is not None:
+            read.type, read.shape = output.type, output.shape
+            loaded.graph.outputs[index] = read
+            loaded.graph.remove(node, safe=True)
+            found += 1
+    if not found:
+        raise SystemExit(f"--logits: no output of '{model}' comes from {', '.join(SQUASHING)}")
+    oir.save(loaded, out)
+    return out
+
+
 def table(rows: list[Row]) -> str:
     """Markdown."""
     lines = ["| model | techniques | SQNR dB | score (float) | compile s | scaling |"]
@@ -118,6 +142,9 @@ def main() -> int:
     parser.add_argument("--data", type=Path, required=True, help="samples, or NAME/ with them")
     parser.add_argument("--metric", help="FILE.py:FUNCTION")
     parser.add_argument("--only", help="techniques to try alone, with commas [all of them]")
+    parser.add_argument(
+        "--logits", action="store_true", help="judge what a last Softmax or Sigmoid reads"
+    )
     parser.add_argument("--threads", type=int, default=1, help="[1]")
     parser.add_argument("--json", type=Path, help="write the rows, the machine and the versions")
     args = parser.parse_args()
@@ -130,7 +157,8 @@ def main() -> int:
     for model in args.models:
         data = args.data / model.stem if (args.data / model.stem).is_dir() else args.data
         with tempfile.TemporaryDirectory(prefix="techniques-") as folder:
-            rows = list(rows_of(model, data, only, given, Path(folder)))
+            source = without_last(model, Path(folder) / model.name) if args.logits else model
+            rows = list(rows_of(source, data, only, given, Path(folder)))
         print(table(rows), end="\n\n", flush=True)
         done += rows
         if args.json is not None:

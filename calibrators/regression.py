@@ -8,8 +8,10 @@ Pulled towards W by a ridge, for a few samples show the noise only roughly:
 
 Regression on noisy inputs shrinks: it answers noise by smaller outputs, least squares or not (the
 attenuation of Fuller, "Measurement Error Models", 1987). A rare large output, the score of a detection or of
-a rare character, then falls below its rivals, and no mean square error sees it. So each output is made
-larger until its slope on float's output is 1 again: V_c * var(y_c) / cov(y_c, V_c x').
+a rare character, then falls below its rivals, and no mean square error sees it. A slope of 1 on float's
+output, var(y_c) / cov(y_c, V_c x') times larger, takes all of that back and adds as much noise again, which
+every layer behind it has to bear. Each output is made larger by the square root of it: without a ridge it
+then has float's variance (the reduced major axis, between both regressions).
 
 Rounding V by the covariance H then minimizes the whole difference. The same aim, for GPTQ, is that
 of Li et al., "GPTAQ: Efficient Finetuning-Free Quantization for Asymmetric Calibration", 2025; the
@@ -26,7 +28,7 @@ import numpy.typing as npt
 
 __all__ = ["Moments", "position_weights", "refit"]
 
-MOST = 2.0
+MOST = 1.5
 """Largest factor by which an output is made larger: noise grows with it."""
 
 EVENING = 0.03
@@ -141,7 +143,7 @@ def position_weights(outputs: FloatArray) -> FloatArray:
 def refit(weights: Array, moments: Moments, ridges: Sequence[float]) -> list[Array]:
     """For each ridge, (groups, d, out): what reads noisy inputs best, pulled towards ``weights``.
 
-    Outputs are as large as float's, see above.
+    Outputs vary as much as float's, see above.
     """
     noisy, d = moments.noisy, weights.shape[1]
     explained = np.matmul(moments.cross.transpose(0, 2, 1), weights)
@@ -155,7 +157,7 @@ def refit(weights: Array, moments: Moments, ridges: Sequence[float]) -> list[Arr
 
 
 def _growth(values: Array, explained: Array, moments: Moments) -> Array:
-    """(groups, out): what makes the slope of each output on float's 1."""
+    """(groups, out): the root of what makes the slope of each output on float's 1."""
     together = np.einsum("gdo,gdo->go", explained, values)
-    growth = moments.wanted / np.where(together > 0, together, np.inf)
-    return np.asarray(np.clip(growth, 1.0, MOST))
+    growth = np.maximum(moments.wanted, 0.0) / np.where(together > 0, together, np.inf)
+    return np.asarray(np.clip(np.sqrt(growth), 1.0, MOST))

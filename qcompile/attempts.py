@@ -13,9 +13,10 @@ from qcompile.gate import Limits, judge
 from qcompile.ir.errors import OptionError, PassError, QCompileError
 from qcompile.ir.plan import FLOAT, PrecisionPlan
 from qcompile.job import Job
+from qcompile.needed import needed
 from qcompile.oldest_runtime import oldest_runtime, parse_release
 from qcompile.planner.race import Candidate
-from qcompile.planner.search import Found, needed
+from qcompile.planner.search import Found
 from qcompile.reporter import Reporter
 from qcompile.verdict import GateResult
 

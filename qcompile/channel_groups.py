@@ -12,7 +12,7 @@ channels among many (the constant component of a spectrum), or next to nothing, 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -61,6 +61,8 @@ class ChannelGroup:
         channels: first and last index of each run of neighbours.
         text: ``channels 4..21``.
         sqnr_db: of these channels over all samples.
+        typical_db: the same by the mean amplitude of the noise in one sample instead of its energy, so
+            that a single sample in which one detection moved does not decide.
         peak: largest absolute float value.
         max_abs_error: largest difference.
     """
@@ -69,6 +71,7 @@ class ChannelGroup:
     channels: tuple[tuple[int, int], ...]
     text: str
     sqnr_db: float
+    typical_db: float
     peak: float
     max_abs_error: float
 
@@ -111,18 +114,26 @@ def split_channels(peaks: Array) -> list[Indices]:
 
 @dataclass(frozen=True)
 class Sums:
-    """Of each channel along one axis: energies of float and of the difference, largest of both."""
+    """Of each channel along one axis: energies of float and of the difference, largest of both.
+
+    ``noise`` is by sample, (samples, channels); all else over all samples.
+    """
 
     signal: Array
     noise: Array
     peak: Array
     worst: Array
 
+    def with_more(self, other: Sums) -> Sums:
+        """Of one sample, of which ``other`` is a further part."""
+        whole = self.plus(other)
+        return replace(whole, noise=whole.noise.sum(axis=0, keepdims=True))
+
     def plus(self, other: Sums) -> Sums:
         """Of the samples behind both."""
         return Sums(
             self.signal + other.signal,
-            self.noise + other.noise,
+            np.concatenate([self.noise, other.noise]),
             np.maximum(self.peak, other.peak),
             np.maximum(self.worst, other.worst),
         )
@@ -130,8 +141,20 @@ class Sums:
     def of(self, channels: Indices) -> Sums:
         """Of some channels alone."""
         return Sums(
-            self.signal[channels], self.noise[channels], self.peak[channels], self.worst[channels]
+            self.signal[channels],
+            self.noise[:, channels],
+            self.peak[channels],
+            self.worst[channels],
         )
+
+    def energies(self) -> tuple[float, float]:
+        """Of float and of the difference, over all channels and samples."""
+        return float(self.signal.sum()), float(self.noise.sum())
+
+    def typical_noise(self) -> float:
+        """Energy of the difference as if each sample had the mean amplitude."""
+        amplitudes = np.sqrt(self.noise.sum(axis=1))
+        return float(len(amplitudes) * amplitudes.mean() ** 2)
 
 
 @dataclass
@@ -196,7 +219,7 @@ def _sums(ref: Array, error: Array, axis: int) -> Sums:
     others = tuple(i for i in range(ref.ndim) if i != axis)
     return Sums(
         np.sum(ref * ref, axis=others),
-        np.sum(error * error, axis=others),
+        np.sum(error * error, axis=others)[None],
         np.max(np.abs(ref), axis=others, initial=0.0),
         np.max(np.abs(error), axis=others, initial=0.0),
     )

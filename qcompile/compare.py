@@ -24,6 +24,9 @@ WORST = 4
 NEAR_CONSTANT = 1e-3
 """Below this share of the energy varying between samples, an output is called nearly constant."""
 
+LEAD_DB = 10.0
+"""An output is judged by no more than this above its worst kind of channels, however good the others are."""
+
 _TRACKED = 4_000_000  # elements whose mean over samples is kept, for the variation
 
 Array = npt.NDArray[Any]
@@ -102,14 +105,15 @@ class OutputResult:
 
     @property
     def blended_db(self) -> float | None:
-        """SQNR of the output; with kinds of channels, that of their mean noise amplitude.
+        """SQNR of the output; with kinds of channels, the mean of what is typical for each, in dB.
 
-        The worst kind counts most, and what the others gain or lose still counts.
+        A decibel is worth the same in each kind: what halves the noise of one and doubles another's
+        gains nothing, whichever is the noisier. Kinds that are good make up for a bad one only so far.
         """
         if not self.groups or self.sqnr_db is None:
             return self.sqnr_db
-        amplitudes = [10.0 ** (-group.sqnr_db / 20.0) for group in self.groups]
-        return -20.0 * math.log10(sum(amplitudes) / len(amplitudes))
+        typical = [group.typical_db for group in self.groups]
+        return min(sum(typical) / len(typical), min(typical) + LEAD_DB)
 
     @property
     def zero(self) -> bool:
@@ -271,9 +275,18 @@ class OutputComparison:
         found = []
         for axis, channels, sums in self.channels.split():
             named = runs(channels)
-            sqnr = db(float(sums.signal.sum()), float(sums.noise.sum()))
-            peak, worst = float(sums.peak.max()), float(sums.worst.max())
-            found.append(ChannelGroup(axis, named, channels_text(named), sqnr, peak, worst))
+            signal, noise = sums.energies()
+            found.append(
+                ChannelGroup(
+                    axis,
+                    named,
+                    channels_text(named),
+                    db(signal, noise),
+                    db(signal, sums.typical_noise()),
+                    float(sums.peak.max()),
+                    float(sums.worst.max()),
+                )
+            )
         return tuple(found)
 
 

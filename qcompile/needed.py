@@ -9,11 +9,18 @@ that is less. A kind's own limit would be the whole's by another name: boxes of 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-__all__ = ["FLOOR_DB", "Needed"]
+if TYPE_CHECKING:
+    from qcompile.job import Job
+
+__all__ = ["FLOOR_DB", "Needed", "needed"]
 
 FLOOR_DB = 10.0
 """Least SQNR where nothing else was asked for, and of each kind of channels of an output."""
+
+SLACK_DB = 1.0
+"""The gate's samples are others than the selection's: ask for a little more than is needed."""
 
 
 @dataclass(frozen=True)
@@ -62,3 +69,11 @@ class Needed:
     def raised_to(self, whole_db: float) -> Needed:
         """The same leeway around another limit."""
         return Needed(whole_db, whole_db - self.leeway_db)
+
+
+def needed(job: Job) -> Needed:
+    """What a plan must have on selection samples to be tried first."""
+    limit = job.limits().min_sqnr
+    if limit is None and job.data.metric is not None:
+        return Needed(0.0, 0.0)
+    return Needed.of(FLOOR_DB if limit is None else limit, SLACK_DB)

@@ -30,11 +30,11 @@ from qcompile.job import Job, start_plan
 from qcompile.learned import find_learned
 from qcompile.learning import Learned
 from qcompile.lock import Lock
+from qcompile.needed import needed
 from qcompile.planner.attention import find_attention, kept_short, kept_whole
 from qcompile.planner.by_groups import Tried
 from qcompile.planner.default import without_ends
 from qcompile.planner.portable_plans import DevicePlans
-from qcompile.planner.search import needed
 from qcompile.planner.vectors import kept_wide, weight_products
 from qcompile.portable_build import PortableBuilder, portable_passes
 from qcompile.portable_write import write_portable

@@ -21,8 +21,8 @@ __all__ = ["choose_ranges"]
 
 AnyBuilder = TypeVar("AnyBuilder", bound=Builder)
 
-GAIN_DB = 0.3
-"""An estimator must beat "auto" by this much to replace it."""
+GAIN_DB = 0.5
+"""An estimator must beat "auto" by this much to replace it: the best of many is partly chance."""
 
 
 def choose_ranges(

@@ -78,7 +78,7 @@ def pair_sums(ref: Array, got: Array) -> PairSums:
             by_column.append(
                 Sums(
                     np.einsum("rc,rc->c", a, a),
-                    np.einsum("rc,rc->c", error, error),
+                    np.einsum("rc,rc->c", error, error)[None],
                     np.abs(a).max(0),
                     np.abs(error).max(0),
                 )
@@ -94,7 +94,7 @@ def pair_sums(ref: Array, got: Array) -> PairSums:
         if axis == last:
             sums = by_column[0]
             for more in by_column[1:]:
-                sums = sums.plus(more)
+                sums = sums.with_more(more)
             found.channels[axis] = sums
         else:
             found.channels[axis] = _of_axis(each, ref.shape[:-1], axis)
@@ -126,7 +126,7 @@ def _of_axis(each: Floats, shape: Sequence[int], axis: int) -> Sums:
     """Sums of the rows that belong to each channel of an axis before the last."""
     others = tuple(i for i in range(len(shape)) if i != axis)
     signal, noise, peak, worst = each.reshape(4, *shape)
-    return Sums(signal.sum(others), noise.sum(others), peak.max(others), worst.max(others))
+    return Sums(signal.sum(others), noise.sum(others)[None], peak.max(others), worst.max(others))
 
 
 def divergence_of(ref: Floats, got: Floats) -> Floats:

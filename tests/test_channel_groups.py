@@ -50,12 +50,35 @@ def test_wrong_scores_beside_right_boxes(axis: int) -> None:
     assert {g.axis for g in found.groups} == {axis}
     assert found.worst_group is not None and found.worst_group.sqnr_db == pytest.approx(0.0)
     assert found.least_db == pytest.approx(0.0)
-    # mean amplitudes of the noise: (10 ** -10 + 1) / 2
-    assert found.blended_db == pytest.approx(6.02, abs=0.01)
+    # exact boxes make up for 10 dB of lost scores and no more
+    assert found.blended_db == pytest.approx(10.0, abs=0.1)
     checks = accuracy_checks(found, 30.0, 0.9)
     assert [(c.state, c.limit) for c in checks] == [(PASS, 30.0), (FAIL, 10.0)]
     assert "SQNR 0.0 dB in channels 4..6 (10 dB needed)" in checks[1].text
     assert any("channels 4..6 0.0 dB" in note for note in output_notes(found))
+
+
+def test_a_decibel_counts_the_same_in_each_kind() -> None:
+    """Boxes 6 dB better for scores 6 dB worse gain nothing; one sample alone decides little."""
+
+    def noisy(boxes: float, scores: list[float]) -> OutputResult:
+        pairs = []
+        for seed, share in enumerate(scores):
+            good = detections(seed)
+            sign = np.where(np.arange(good.size).reshape(good.shape) % 2, 1.0, -1.0)
+            bad = good * (1 + sign * np.r_[[boxes] * 4, [share] * 3][None, :, None])
+            pairs.append((good, bad.astype(np.float32)))
+        return compared(*pairs)
+
+    before = noisy(0.04, [0.05] * 4)
+    assert before.blended_db == pytest.approx(10 * np.log10(25 * 20), abs=0.1)
+    traded = noisy(0.02, [0.1] * 4)
+    assert traded.blended_db == pytest.approx(before.blended_db, abs=0.1)
+    moved = noisy(0.02, [0.04, 0.04, 0.04, 0.25])
+    assert before.channels_db is not None and moved.channels_db is not None
+    assert moved.channels_db < before.channels_db - 5
+    assert moved.blended_db is not None and before.blended_db is not None
+    assert moved.blended_db > before.blended_db
 
 
 def test_a_limit_below_the_floor_is_that_of_the_channels_too() -> None:

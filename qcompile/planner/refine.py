@@ -11,11 +11,12 @@ from qcompile.build import Builder
 from qcompile.ir.errors import CalibrationError
 from qcompile.ir.plan import FLOAT
 from qcompile.job import Job
+from qcompile.needed import Needed, needed
 from qcompile.planner.race import Candidate, Race
 from qcompile.refit import refit_plan
 from qcompile.reporter import Reporter
 
-__all__ = ["may_refit", "refine", "refitted"]
+__all__ = ["gains", "may_refit", "refine", "refitted"]
 
 GAIN_DB = 0.2
 """What a refit must gain on selection samples to be taken."""
@@ -162,6 +163,14 @@ def refitted(
     work.mkdir(exist_ok=True)
     trial = replace(builder, learned=learned, work=work, _made={})
     judged = replace(race, builder=trial).accuracy(f"{candidate.name}, refitted", plan)
-    if judged.refused or (judged.judged_db or 0.0) < candidate.judged_db + GAIN_DB:
+    if judged.refused or not gains(candidate, judged, needed(job)):
         return None
     return replace(judged, ms=candidate.ms, speedup=candidate.speedup)
+
+
+def gains(before: Candidate, after: Candidate, rule: Needed) -> bool:
+    """Whether a plan's other numbers are better: they keep a limit that was not kept, or noise falls."""
+    kept = [rule.kept(one.sqnr_db, one.channels_db) for one in (before, after)]
+    if kept[0] != kept[1]:
+        return kept[1]
+    return (after.judged_db or 0.0) >= (before.judged_db or 0.0) + GAIN_DB

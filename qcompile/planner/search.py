@@ -14,7 +14,7 @@ from pathlib import Path
 from qcompile.build import Builder
 from qcompile.ir.plan import INT8, INT8_DYNAMIC, PrecisionPlan
 from qcompile.job import Job
-from qcompile.needed import FLOOR_DB, Needed
+from qcompile.needed import needed
 from qcompile.options import Options
 from qcompile.planner.costing import elsewhere
 from qcompile.planner.costs import Costs
@@ -26,12 +26,10 @@ from qcompile.reporter import Reporter
 from qcompile.sizes import model_bytes
 from qcompile.stopwatch import Stopwatch
 
-__all__ = ["Found", "needed", "search"]
+__all__ = ["Found", "search"]
 
 SECONDS_EACH = {"fast": 0.5, "default": 1.0, "max": 4.0}
 """Timing of one candidate in the race."""
-SLACK_DB = 1.0
-"""The gate's samples are others than the selection's: ask for a little more than is needed."""
 
 
 @dataclass(frozen=True)
@@ -134,14 +132,6 @@ def search(
         proposer.front(),
         race.spins,
     )
-
-
-def needed(job: Job) -> Needed:
-    """SQNR that a plan must have to be tried first."""
-    limit = job.limits().min_sqnr
-    if limit is None and job.data.metric is not None:
-        return Needed(0.0, 0.0)
-    return Needed.of(FLOOR_DB if limit is None else limit, SLACK_DB)
 
 
 def _variants(job: Job, start: PrecisionPlan) -> list[tuple[str, PrecisionPlan]]:

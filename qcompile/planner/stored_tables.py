@@ -9,12 +9,13 @@ from qcompile.build import Builder
 from qcompile.ir.plan import FLOAT, INT8, TABLE, PrecisionPlan
 from qcompile.job import Job
 from qcompile.measure import measure_pair
+from qcompile.needed import needed
 from qcompile.passes.quantizable import Site
 from qcompile.passes.store_tables import table_of
 from qcompile.planner.clock import typical_feed
 from qcompile.planner.costing import elsewhere
 from qcompile.planner.race import open_race
-from qcompile.planner.search import SECONDS_EACH, needed
+from qcompile.planner.search import SECONDS_EACH
 from qcompile.sizes import model_bytes
 
 __all__ = ["store_tables"]

@@ -43,12 +43,12 @@ def test_independent_noise_shrinks_each_weight_as_wiener_says() -> None:
     (found,) = refit(weights, moments_of(exact, seen), [1e-9])
     variance = np.array([1.0, 4.0, 0.25])
     shrunk = variance / (variance + 0.25)
-    growth = variance.sum() / (shrunk @ variance)
+    growth = np.sqrt(variance.sum() / (shrunk @ variance))
     np.testing.assert_allclose(found[0, :, 0], growth * shrunk, atol=0.01)
 
 
 @pytest.mark.parametrize("noise", [0.3, 1.0, 4.0])
-def test_outputs_are_as_large_as_floats_up_to_a_factor_of_two(noise: float) -> None:
+def test_outputs_vary_as_much_as_floats_up_to_a_factor(noise: float) -> None:
     exact, seen = drawn(noise, mean=20.0)
     weights = np.array([[[1.0, -0.5], [0.5, 2.0], [3.0, 1.0]]])
     (found,) = refit(weights, moments_of(exact, seen, 3, weights), [1e-9])
@@ -57,8 +57,8 @@ def test_outputs_are_as_large_as_floats_up_to_a_factor_of_two(noise: float) -> N
     for which in (0, 1):
         signal = np.square(weights[0, :, which]) * variance
         y, back = outputs_of(weights, exact)[0, which], outputs_of(found, seen)[0, which]
-        slope = (y - y.mean()) @ back / np.square(y - y.mean()).sum()
-        assert slope == pytest.approx(min(1.0, 2.0 * (signal @ kept) / signal.sum()), abs=0.02)
+        left = np.sqrt((signal @ kept) / signal.sum())  # of the deviation after least squares
+        assert back.std() == pytest.approx(min(1.0, 1.5 * left) * y.std(), rel=0.02)
 
 
 def test_a_ridge_pulls_towards_the_weights() -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import cast
 
 from qcompile.build import Build
+from qcompile.needed import Needed
 from qcompile.planner.race import Candidate
-from qcompile.planner.refine import MORE_DB, _may_win, _promising
+from qcompile.planner.refine import MORE_DB, _may_win, _promising, gains
 
 
 def candidate(name: str, speedup: float | None, sqnr_db: float | None) -> Candidate:
@@ -38,3 +40,13 @@ def test_a_candidate_that_no_refit_lets_win_is_left() -> None:
     slow, fast = candidate("slow", 1.5, 15.0), candidate("fast", 2.5, 14.0)
     assert not _may_win(slow, MORE_DB, fast.worth())
     assert _may_win(candidate("near", 2.4, 12.0), MORE_DB, fast.worth())
+
+
+def test_a_limit_that_is_kept_at_last_counts_more_than_noise() -> None:
+    rule = Needed.of(35.0, 1.0)
+    before = replace(candidate("a", 2.0, 33.0), channels_db=24.0, blended_db=29.0)
+    better = replace(before, sqnr_db=37.0, channels_db=18.0, blended_db=28.5)
+    assert gains(before, better, rule) and not gains(better, before, rule)
+    assert not gains(before, replace(better, channels_db=9.0), rule)
+    assert not gains(before, better, Needed.of(10.0, 1.0))
+    assert gains(before, replace(better, blended_db=29.5), Needed.of(10.0, 1.0))
