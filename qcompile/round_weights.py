@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +18,7 @@ from qcompile.calibrators.exact_grid import exact_blocks
 from qcompile.calibrators.gptq import Factored, factored, gptq, output_error
 from qcompile.calibrators.hqq import hqq
 from qcompile.calibrators.nearest_blocks import fit_blocks
+from qcompile.calibrators.toward_float import Inputs, toward_float
 from qcompile.checkpoint import Checkpoint, Kept
 from qcompile.ir.blocks import BlockWeight
 from qcompile.ir.codebook import to_codebook
@@ -114,20 +114,21 @@ def round_matrices(
     balances: dict[str, Balance | None] = {}
     factors: dict[str, Factored] = {}
 
-    def with_data(group: Group, matrix: Matrix, moments: Callable[[], Any]) -> Rounded:
+    def with_data(group: Group, matrix: Matrix, inputs: Callable[[], Inputs]) -> Rounded:
+        moments = inputs().moments
         if algorithm != "awq":
-            if group.tensor not in factors and np.isfinite(moments()).all():
+            if group.tensor not in factors and np.isfinite(moments).all():
                 factors.clear()
-                factors[group.tensor] = factored(moments())
+                factors[group.tensor] = factored(moments)
             ready = factors.get(group.tensor)
-            return _with_moments(wanted[matrix.name], moments(), algorithm == "descent", ready)
+            return _with_inputs(wanted[matrix.name], inputs(), algorithm == "descent", ready)
         if group.tensor not in balances:
             balances.clear()
-            balances[group.tensor] = balance_group(group, specs, even, moments())
-        return _balanced(wanted[matrix.name], balances[group.tensor], moments())
+            balances[group.tensor] = balance_group(group, specs, even, moments)
+        return _balanced(wanted[matrix.name], balances[group.tensor], moments)
 
-    def act(group: Group, matrix: Matrix, moments: Callable[[], Any]) -> Values:
-        return rounded(matrix.name, partial(with_data, group, matrix, moments)).values
+    def act(group: Group, matrix: Matrix, inputs: Callable[[], Inputs]) -> Values:
+        return rounded(matrix.name, partial(with_data, group, matrix, inputs)).values
 
     total = len(job.data.calibration)
     picked = np.unique(np.linspace(0, total - 1, min(SAMPLES, total)).astype(int))
@@ -143,6 +144,7 @@ def round_matrices(
             threads=job.options.threads,
             custom_ops=job.options.custom_ops,
             spill=Path(spill),
+            beside=algorithm == "descent",
             advance=advance,
         )
     return found
@@ -216,32 +218,27 @@ def _balanced(
     return replace(made, sqnr_db=weight_sqnr(matrix, weight, columns))
 
 
-def _with_moments(
-    choice: MatrixChoice,
-    moments: npt.NDArray[np.float64],
-    refine: bool,
-    ready: Factored | None,
+def _with_inputs(
+    choice: MatrixChoice, inputs: Inputs, refine: bool, ready: Factored | None
 ) -> Rounded:
-    matrix, spec = choice.matrix.array(), choice.spec
+    """GPTQ; with ``refine`` toward float's outputs, and a descent behind it."""
+    matrix, spec, moments = choice.matrix.array(), choice.spec, inputs.moments
     if spec is None:
         raise ValueError(f"'{choice.matrix.name}' stays float")
-    made = gptq(matrix, moments, spec, ready=ready)
+    aim, share = toward_float(matrix, inputs) if refine and ready is not None else (matrix, 0.0)
+    made = gptq(aim, moments, spec, ready=ready)
     if not np.isfinite(made.error):
         return Rounded(
             made.weight, weight_sqnr(matrix, made.weight), "rtn", made.note, None, made.damping
         )
-    weight, error = made.weight, made.error
-    if refine:
-        weight = descend(matrix, weight, moments, damping=max(made.damping, DAMPING))
-        error = output_error(matrix, weight, moments)
-    return Rounded(
-        weight,
-        weight_sqnr(matrix, weight),
-        "gptq, descent" if refine else "gptq",
-        made.note,
-        error,
-        made.damping,
-    )
+    weight, error, how = made.weight, made.error, "gptq"
+    if share:
+        how = f"gptq {share:.0%} toward float"
+    if refine and spec.bits < 8:
+        weight = descend(aim, weight, moments, damping=max(made.damping, DAMPING))
+        error = output_error(aim, weight, moments)
+        how += ", descent"
+    return Rounded(weight, weight_sqnr(matrix, weight), how, made.note, error, made.damping)
 
 
 def weight_sqnr(

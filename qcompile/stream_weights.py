@@ -5,7 +5,7 @@ are summed; its matrix is rounded; everything behind it then reads what the inte
 Weights lie in their mapped file until their layer's turn, so memory holds one layer and the samples'
 activations. What a rounded matrix computes with is made anew from its integers when its layer runs. The
 second moments depend on integers alone that were stored, so a compile that was killed and goes on gives
-the same bytes.
+the same bytes. Where asked for, the float model runs beside, and a layer knows what its input should be.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as oir
 
+from qcompile.calibrators.toward_float import Inputs, gather
 from qcompile.data.inputs import Feed
 from qcompile.ir.matrices import Matrix
 from qcompile.stepper import Stepper
@@ -71,11 +72,12 @@ def stream(
     feeds: Sequence[Feed],
     groups: Sequence[Group],
     already: Sequence[tuple[Matrix, Values]],
-    act: Callable[[Group, Matrix, Callable[[], Array]], Values],
+    act: Callable[[Group, Matrix, Callable[[], Inputs]], Values],
     *,
     threads: int | None = None,
     custom_ops: object = None,
     spill: Path | None = None,
+    beside: bool = False,
     advance: Callable[[float, float | None], None] = lambda done, total: None,
 ) -> None:
     """Visit each group; behind it the samples are what the new weights make of them.
@@ -85,13 +87,22 @@ def stream(
         feeds: samples.
         groups: in the graph's order.
         already: matrices that were rounded without data.
-        act: group, matrix, and a function for the second moments of its input -> its new values.
+        act: group, matrix, and a function for what its layer reads -> its new values.
         threads: inside operators.
         custom_ops: library with custom operators.
         spill: folder for the samples' activations; None holds them in memory.
+        beside: run the float weights beside the rounded ones, for what the inputs are in float.
         advance: told how many groups are done.
     """
-    stepper = Stepper(model, feeds, threads=threads, custom_ops=custom_ops, spill=spill)
+
+    def begin(name: str) -> Stepper:
+        folder = None if spill is None else spill / name
+        if folder is not None:
+            folder.mkdir()
+        return Stepper(model, feeds, threads=threads, custom_ops=custom_ops, spill=folder)
+
+    stepper = begin("rounded")
+    real = begin("float") if beside else None
 
     def put(matrix: Matrix, values: Values) -> None:
         stepper.replace_constant(
@@ -102,16 +113,24 @@ def stream(
         put(matrix, values)
     for i, group in enumerate(groups):
         stepper.run_to(group.position)
-        known: list[Array] = []
+        if real is not None:
+            real.run_to(group.position)
+        known: list[Inputs] = []
 
-        def moments(group: Group = group, known: list[Array] = known) -> Array:
+        def inputs(group: Group = group, known: list[Inputs] = known) -> Inputs:
             if not known:
-                known.append(second_moments(live[group.tensor] for live in stepper.live))
+                known.append(_inputs(group.tensor, stepper, real))
             return known[0]
 
         for matrix in group.matrices:
-            put(matrix, act(group, matrix, moments))
+            put(matrix, act(group, matrix, inputs))
         advance(i + 1, len(groups))
+
+
+def _inputs(tensor: str, stepper: Stepper, real: Stepper | None) -> Inputs:
+    if real is None:
+        return Inputs(second_moments(live[tensor] for live in stepper.live))
+    return gather([live[tensor] for live in stepper.live], [live[tensor] for live in real.live])
 
 
 def second_moments(arrays: Iterator[npt.NDArray[Any]]) -> Array:

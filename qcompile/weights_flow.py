@@ -1,14 +1,15 @@
 """The flow for weight-only targets: constant matrices become integers of few bits, activations stay float.
 
-Choose bits for each matrix, round (with what the layer reads, where data are given), lower to
-MatMulNBits and its kin or, for an engine, to Q/DQ, judge like every other target. Where the result is
-not accurate enough, the matrices that disturb the output most get 8 bits, and the gate judges again.
+Choose bits for each matrix (8 where a byte buys most), round (with what the layer reads, where data are
+given), lower to MatMulNBits and its kin or, for an engine, to Q/DQ, judge like every other target. Where the
+result is not accurate enough, more of the matrices that disturb the output most get 8 bits, and the gate
+judges again.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,8 +23,8 @@ from qcompile.backends.ort_nbits import Stored, lower_weights
 from qcompile.backends.trt_weights import lower_to_dequantize
 from qcompile.balance_inputs import fold_columns
 from qcompile.cache_scales import Cache, find_cache, stored
-from qcompile.checkpoint import Checkpoint, progress_folder
-from qcompile.disturbance import disturbances, divergence, relative_error
+from qcompile.checkpoint import Checkpoint, claim, progress_folder
+from qcompile.dear_matrices import disturbed, disturbed_by_nearest
 from qcompile.finish import deliver
 from qcompile.ir.affine import TensorRange
 from qcompile.ir.codebook import CodebookWeight
@@ -37,7 +38,6 @@ from qcompile.ir.target import WeightForm
 from qcompile.job import Job
 from qcompile.language import (
     Generation,
-    Language,
     Perplexity,
     language_of,
 )
@@ -60,7 +60,9 @@ from qcompile.weights_plan import (
     as_plan,
     choose_matrices,
     follow_plan,
+    only_as,
     raise_bits,
+    raise_dear,
     raised_share,
 )
 from qcompile.weights_write import write_weights
@@ -76,8 +78,6 @@ allowed: aimed at 2.4 it was 3.4, then 2.1; more than is needed in 8 bits is byt
 
 UNKNOWN = 100.0
 """How many times too large an error counts that is no number."""
-
-Advance = Callable[[float, float | None], None]
 
 
 @dataclass(frozen=True)
@@ -167,22 +167,26 @@ def compile_weights(
     if options.kv_cache == "int8":
         with stages("calibrate the cache"):
             cache = find_cache(job)
+    disk = job.work / "rounded" if keep is not None else progress_folder(output)
+    base, apart = choices, dict[str, float]()
+    if algorithm == "descent":
+        with stages("find what disturbs"):
+            claim(disk, key)
+            apart = disturbed_by_nearest(job, choices, language, disk, stages.reporter.advance)
+            dear = able(raise_dear(choices, apart))
+            base = dear if wanted is None else only_as(choices, dear, wanted)
     with stages("round weights"):
-        checkpoint = Checkpoint(
-            job.work / "rounded" if keep is not None else progress_folder(output),
-            key,
-            as_plan(choices).to_json(),
-        )
-        few = round_matrices(job, choices, algorithm, stages.reporter.advance, checkpoint)
+        checkpoint = Checkpoint(disk, key, as_plan(base).to_json())
+        few = round_matrices(job, base, algorithm, stages.reporter.advance, checkpoint)
     peaks: dict[str, TensorRange] = {}
     if engine:
         with stages("calibrate"):
             peaks = engine_peaks(job)
     tried: list[Tried] = []
     records: tuple[PassRecord, ...] = ()
-    taken, keep_share = choices if wanted is None else wanted, 1.0
+    taken, keep_share = base if wanted is None else wanted, 1.0
     while True:
-        rounded = _with_raised(few, choices, taken, Checkpoint(job.work / "raised", {}))
+        rounded = _with_raised(few, base, taken, Checkpoint(job.work / "raised", {}))
         with stages("lower"):
             path = job.work / f"weights{len(tried)}.onnx"
             model = lower(job.prepared.model, rounded, form)
@@ -204,11 +208,11 @@ def compile_weights(
         excess = _excess(gate)
         if fixed or excess is None:
             break
-        if len(tried) == 1:
+        if not apart:
             with stages("find what disturbs"):
-                apart = _disturbances(job, few, choices, language, stages.reporter.advance)
+                apart = disturbed(job, few, base, language, stages.reporter.advance)
         keep_share *= AIM / max(1.0, excess)
-        raised = able(raise_bits(choices, apart, keep_share))
+        raised = able(raise_bits(base, apart, keep_share))
         if raised == taken:
             break
         taken = raised
@@ -296,32 +300,3 @@ def _too_large(check: Check) -> float:
             return float(min(UNKNOWN, 10 ** ((check.limit - check.found) / 10)))  # dB
         return (1 - check.found) / max(1 - check.limit, 1e-3)  # share of equal elements
     return min(UNKNOWN, check.found / check.limit) if check.limit > 0 else UNKNOWN
-
-
-def _disturbances(
-    job: Job,
-    few: Mapping[str, Rounded],
-    choices: Sequence[MatrixChoice],
-    language: Language | None,
-    advance: Advance,
-) -> dict[str, float]:
-    """What each matrix that may get 8 bits does to the output.
-
-    Where float runs in parts, a pass for each matrix is out of reach: its own layer's error stands in.
-    """
-    if job.in_parts() is not None:
-        return {n: r.error or 10 ** (-r.sqnr_db / 10) for n, r in few.items()}
-    return disturbances(
-        job.prepared.model,
-        {
-            c.matrix.name: (c.matrix, few[c.matrix.name].values)
-            for c in choices
-            if c.spec is not None and c.spec.bits < 8 and not c.pinned
-        },
-        job.data.selection(),
-        job.work,
-        relative_error if language is None else divergence(language.logits),
-        threads=job.options.threads,
-        custom_ops=job.options.custom_ops,
-        advance=advance,
-    )

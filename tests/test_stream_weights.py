@@ -60,12 +60,12 @@ def rounded(
     """GPTQ of every matrix; raises KeyboardInterrupt at the matrix with number ``stop``."""
     found: dict[str, np.ndarray] = {}
 
-    def act(group: Group, matrix: Matrix, moments) -> Values:  # type: ignore[no-untyped-def] # noqa: ANN001
+    def act(group: Group, matrix: Matrix, inputs) -> Values:  # type: ignore[no-untyped-def] # noqa: ANN001
         if len(found) == stop:
             raise KeyboardInterrupt
         done = checkpoint.load(matrix.name)
         if done is None:
-            made = gptq(matrix.array(), moments(), BlockSpec(3, 16)).weight
+            made = gptq(matrix.array(), inputs().moments, BlockSpec(3, 16)).weight
             done = checkpoint.save(matrix.name, made, {"how": "gptq"})
         found[matrix.name] = done[0].values()
         return done[0].values
