@@ -90,9 +90,16 @@ _LEFT_FLOAT = {
 _LONGEST_ATTENTION = 512
 """RTX fuses attention of INT8 up to here, of FP8 and 16 bits at any length (tried up to 1,500)."""
 
+_ATTENTION_CHANNELS = (16, 32, 64)
+"""RTX: attention of INT8 is one kernel with these channels a head, and with no other (tried 4 to 256)."""
+
 _VECTOR_WEIGHTS = 1 << 20
 """RTX: a product of one row is one kernel more in 8 bits, or two (tried up to 25088 x 4096). That takes
 a GPU some microseconds, in which it reads about so many bytes."""
+
+_VECTOR_OPS = ("MatMul", "Gemm")
+"""Convs over one position, as in squeeze-and-excitation, are 8 bits all the same, as other tools have
+them. Each block is two kernels more; ``--prefer kernels`` saves those."""
 
 _WIDE = {
     "HardSigmoid": "RTX ends a kernel before one of 16 bits, and fuses one of 32 with what it gates",
@@ -146,7 +153,9 @@ def tensorrt_int8(device: str | None) -> Target:
         rests=("fp16", "bf16", "fp32"),
         wide=_WIDE,
         longest_attention=_LONGEST_ATTENTION,
+        attention_channels=_ATTENTION_CHANNELS,
         vector_weights=_VECTOR_WEIGHTS,
+        vector_ops=_VECTOR_OPS,
         opset=_SCALES_OPSET,
         rest_opsets={"bf16": _BF16_OPSET},
         portable=True,
@@ -175,6 +184,8 @@ def tensorrt_fp8(device: str | None) -> Target:
         qdq_opset=_SCALES_OPSET,
         precision=FP8,
         longest_attention=0,
+        attention_channels=(),
+        vector_ops=Target.vector_ops,
         notes=(_note(gpu),),
         features=(f"sm{gpu.capability}",),
     )

@@ -146,16 +146,13 @@ def made_by_us(out: Path) -> Path | None:
     return next((p for p in names if p.is_file()), None)
 
 
-def make_ours(
-    model: Path, calibration: Path, out: Path, target: str, device: str, effort: str
-) -> Path:
+def make_ours(model: Path, calibration: Path, out: Path, device: str, **asked: str) -> Path:
     """qcompile's Q/DQ model."""
     kept = made_by_us(out)
     if kept is not None:
         return kept
     result = qcompile.compile(
-        model, target=target, device=device, calibration=str(calibration), output=out, threads=1,
-        force=True, effort=effort,
+        model, device=device, calibration=str(calibration), output=out, threads=1, force=True, **asked
     )  # fmt: skip
     found = made_by_us(out)
     if found is None:
@@ -224,6 +221,7 @@ def main() -> int:
     parser.add_argument("--only-peers", action="store_true", help="make none with qcompile")
     parser.add_argument("--target", default="tensorrt-int8")
     parser.add_argument("--effort", default="default", help="of qcompile")
+    parser.add_argument("--prefer", default="balance", help="of qcompile")
     parser.add_argument("--capability", nargs="+", default=list(CAPABILITIES))
     parser.add_argument(
         "--keep", type=Path, help="folder of the models; those there are used again"
@@ -232,6 +230,7 @@ def main() -> int:
     args = parser.parse_args()
     library = need_library(True)
     device = args.capability[0].lower()
+    asked = {"target": args.target, "effort": args.effort, "prefer": args.prefer}
     tools = [] if args.only_peers else [(OURS, "")]
     tools += [(name, python) for name, _, python in (p.partition("=") for p in args.peer)]
     rows: list[Row] = []
@@ -247,7 +246,7 @@ def main() -> int:
                 out = folder / f"{name}.{tool}"
                 try:
                     if tool == OURS:
-                        made = make_ours(model, calibration, out, args.target, device, args.effort)
+                        made = make_ours(model, calibration, out, device, **asked)
                     else:
                         made = make_peer(tool, python, model, calibration, Path(f"{out}.onnx"))
                     row.sqnr_db = accuracy(model, made, read_feeds(test))

@@ -58,7 +58,7 @@ def prepare_passes(
         FoldBatchNorm(),
         FoldTable(),
         FoldAffine(columns=not few_bits),
-        RewriteConvTranspose(),
+        RewriteConvTranspose(engines=engines),
     ]
 
 

@@ -19,7 +19,7 @@ from qcompile.ir.macs import MAC_OPERATORS
 from qcompile.ir.manager import CompileState
 from qcompile.ir.spec import PER_TENSOR, QuantSpec, per_axis
 from qcompile.ir.target import OpSupport, Role, Target
-from qcompile.passes.channel_limits import channel_limit
+from qcompile.passes.channel_limits import channel_limit, head_limits
 from qcompile.passes.operator_limits import operator_limit
 from qcompile.passes.protected import protected
 from qcompile.passes.residual import carried_input
@@ -81,6 +81,7 @@ def quantizable(model: oir.Model, target: Target) -> list[Site]:
     sites: list[Site] = []
     seen: dict[str, int] = {}
     spelled = protected(model.graph)
+    padded, unfused = head_limits(model.graph, target.attention_channels)
     for node in model.graph:
         if is_division(node):
             continue
@@ -88,7 +89,9 @@ def quantizable(model: oir.Model, target: Target) -> list[Site]:
         seen[name] = seen.get(name, 0) + 1
         if seen[name] > 1:
             name = f"{name}#{seen[name]}"
-        site = _site(node, name, target, default_opset(model))
+        site = _site(node, name, target, default_opset(model), padded.get(node))
+        if site is not None and node in unfused and not site.reason and not target.every_head:
+            site = _refused(site, unfused[node])
         if site is not None and node in spelled and not site.reason:
             site = _refused(
                 site, "part of a written-out GELU or normalization that runtimes fuse whole"
@@ -108,7 +111,7 @@ def static_sites(sites: Iterable[Site]) -> list[Site]:
     return [s for s in sites if not s.reason]
 
 
-def _site(node: oir.Node, name: str, target: Target, opset: int) -> Site | None:
+def _site(node: oir.Node, name: str, target: Target, opset: int, padded: int | None) -> Site | None:
     row = target.support(node.op_type, node.domain)
     if row is None:
         if node.domain == "" and node.op_type in target.left_float:
@@ -125,7 +128,7 @@ def _site(node: oir.Node, name: str, target: Target, opset: int) -> Site | None:
         or _output_limit(node, row)
         or _weight_limit(site, row)
         or operator_limit(node)
-        or channel_limit(node, row)
+        or channel_limit(node, row, padded)
         or _residual_limit(site, row)
         or _tensor_limit(site)
     )

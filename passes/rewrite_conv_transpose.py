@@ -15,6 +15,10 @@ DepthToSpace costs a pass over the output (ONNX Runtime: 0.8 ns an element for b
 floats), an integer Conv saves 0.02 ns an element and input channel. So layers with few channels
 are left alone, and so are pairs whose second weight would be mostly zeros and big.
 
+Where engines are compiled, float kernels of ConvTranspose take in what follows, one kernel for what are
+two as a Conv of 8 bits. Only with few output channels they lose: TensorRT for RTX pads those to eight, and
+takes two more kernels to transpose and to cut them off.
+
 Functions of one element behind a DepthToSpace move before it, next to the Conv.
 """
 
@@ -44,6 +48,8 @@ __all__ = ["RewriteConvTranspose"]
 UNARY = frozenset(
     {"Relu", "LeakyRelu", "Clip", "Sigmoid", "HardSigmoid", "HardSwish", "Tanh", "Elu"}
 )
+_PADDED = 8
+"""Channels to which engines pad."""
 
 
 @dataclass(frozen=True)
@@ -52,9 +58,11 @@ class RewriteConvTranspose:
 
     Attributes:
         min_inputs: input channels from which the rewrite of a single layer pays.
+        engines: the target compiles engines.
     """
 
     min_inputs: int = 64
+    engines: bool = False
     name: str = "rewrite-conv-transpose"
 
     def run(self, state: CompileState) -> PassResult:
@@ -68,13 +76,19 @@ class RewriteConvTranspose:
             if isinstance(linear, str):
                 notes.append(Note(where, f"ConvTranspose kept: {linear}"))
                 continue
-            second = _second(linear)
+            if self.engines and linear.outputs >= _PADDED:
+                text = (
+                    f"ConvTranspose kept: one kernel writes its {linear.outputs} channels in float"
+                )
+                notes.append(Note(where, text))
+                continue
+            second = None if self.engines else _second(linear)
             if second is not None:
                 _rewrite_pair(state.model, linear, second)
                 notes.append(
                     Note(where, f"with '{second.node.name}' became Convs and DepthToSpace", True)
                 )
-            elif linear.inputs >= self.min_inputs:
+            elif self.engines or linear.inputs >= self.min_inputs:
                 _rewrite(state.model, linear)
                 notes.append(Note(where, "became a 1x1 Conv and DepthToSpace", True))
             else:

@@ -72,6 +72,7 @@ def compile_with(source: Any, options: Options, reporter: Reporter | None = None
     stages = Stages(reporter or Silent())
     options = carried_options(options)
     target = get_target(options.target, options.device).with_rest(options.rest)
+    target = target.preferring(options.prefer)
     if options.kv_cache != "float":
         check_target(target)
     keep, output = _output(source, options)

@@ -47,7 +47,7 @@ MEASURED = 2
 DEPARTS = 0.01
 """Share of the signal, by channel, that counts as a departure: 20 dB."""
 
-_CARRIED = ("disable", "opset", "min_ort", "fix_weights", "rest")
+_CARRIED = ("disable", "opset", "min_ort", "fix_weights", "rest", "prefer")
 """Options that decide what the prepared model is."""
 
 
@@ -218,8 +218,9 @@ class _Case:
     def of(cls, subject: Subject, float_model: Path) -> _Case:
         report = subject.report()
         inputs = {} if subject.artifact is None else subject.artifact.manifest.get("inputs", {})
-        target = get_target(str(inputs.get("target")), str(inputs.get("device", "native")))
         options = _options(inputs)
+        target = get_target(str(inputs.get("target")), str(inputs.get("device", "native")))
+        target = target.preferring(options.prefer)
         prepared = prepare(float_model, target, options)
         if prepared.loaded.sha256 != inputs.get("model"):
             raise OptionError(

@@ -23,6 +23,7 @@ __all__ = [
     "ALGORITHMS",
     "CACHES",
     "EFFORTS",
+    "PREFERENCES",
     "REQUIREMENTS",
     "Options",
     "make_options",
@@ -33,6 +34,7 @@ EFFORTS = ("fast", "default", "max")
 METHODS = ("auto", "minmax", "percentile", "entropy", "mse")
 ALGORITHMS = ("auto", "rtn", "hqq", "awq", "gptq", "descent")
 CACHES = ("float", "int8")
+PREFERENCES = ("balance", "kernels", "layers")
 REQUIREMENTS = ("real-data", "realised", "measured", "conclusive")
 
 
@@ -76,6 +78,8 @@ class Options:
         fix_weights: take weights that are also graph inputs (overridable defaults) as constants;
             None = if all are, for then an exporter listed them.
         rest: type of what stays float, "fp16", "bf16" or "fp32"; None = as the target has it.
+        prefer: for engines, where 8 bits cost a kernel: "kernels" leaves that float, "layers" makes
+            8 bits of all that can be, "balance" is between.
         shapes: of inputs that must be served, "NAME=MIN:OPT:MAX"; () = those of the samples.
         opset: pin the default-domain opset of the result.
         min_ort: oldest ONNX Runtime that must open the result ("1.17").
@@ -130,6 +134,7 @@ class Options:
     custom_ops: Path | None = None
     fix_weights: bool | None = None
     rest: str | None = None
+    prefer: str = "balance"
     shapes: tuple[str, ...] = ()
     opset: int | None = None
     min_ort: str | None = None
@@ -170,6 +175,7 @@ _CHOICES: dict[str, Sequence[str]] = {
     "method": METHODS,
     "metric_direction": ("max", "min"),
     "rest": ("fp16", "bf16", "fp32"),
+    "prefer": PREFERENCES,
     "algorithm": ALGORITHMS,
     "kv_cache": CACHES,
 }

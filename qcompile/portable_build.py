@@ -20,6 +20,7 @@ from qcompile.passes.emulate_fp4 import EmulateFP4
 from qcompile.passes.insert_fp4 import InsertFP4
 from qcompile.passes.insert_qdq import InsertQDQ
 from qcompile.passes.lint_numbers import LintNumbers
+from qcompile.passes.pad_heads import PadHeads
 from qcompile.passes.round_scales import RoundScales
 from qcompile.passes.widen_bf16 import WidenBf16
 
@@ -31,8 +32,11 @@ def portable_passes(rest: str, precision: str = INT8) -> tuple[Pass, ...]:
     if precision == NVFP4:
         return (*(() if rest == "fp32" else (CastHalf(rest),)), InsertFP4())
     if rest == "fp32":
-        return (CorrectBias(), InsertQDQ(), LintNumbers())
-    return (CorrectBias(), RoundScales(rest), InsertQDQ(), LintNumbers(), CastHalf(rest))
+        return (CorrectBias(), InsertQDQ(), PadHeads(), LintNumbers())
+    return (
+        *(CorrectBias(), RoundScales(rest), InsertQDQ()),
+        *(PadHeads(), LintNumbers(), CastHalf(rest)),
+    )
 
 
 @dataclass

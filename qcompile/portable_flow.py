@@ -183,7 +183,8 @@ def _fusible(job: Job, plan: PrecisionPlan) -> PrecisionPlan:
     target, model = job.prepared.target, job.prepared.model
     if target.backend != "trt" or not target.ops:
         return plan
-    attentions, products = find_attention(model.graph), weight_products(model.graph)
+    attentions = find_attention(model.graph)
+    products = weight_products(model.graph, target.vector_ops)
     feed = max(job.data.calibration, key=lambda f: sum(a.size for a in f.values()))
     names = [*(one.weights for one in attentions), *(one.output for one in products.values())]
     shapes = shapes_seen(model, names, feed, job.work, job.options.custom_ops)

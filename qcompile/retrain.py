@@ -32,7 +32,16 @@ __all__ = ["Base", "carried_options", "moved", "moved_texts", "open_base"]
 
 LISTED = 7
 
-_CARRIED = ("disable", "keep_float", "fix_weights", "opset", "min_ort", "rest", "techniques")
+_CARRIED = (
+    "disable",
+    "keep_float",
+    "fix_weights",
+    "opset",
+    "min_ort",
+    "rest",
+    "prefer",
+    "techniques",
+)
 """Options of the earlier compile that hold unless they are given again."""
 
 

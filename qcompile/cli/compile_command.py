@@ -15,6 +15,7 @@ from qcompile.options import (
     CACHES,
     EFFORTS,
     METHODS,
+    PREFERENCES,
     REQUIREMENTS,
     make_options,
     read_toml,
@@ -102,6 +103,11 @@ __all__ = ["command"]
     "--rest",
     type=click.Choice(["fp16", "bf16", "fp32"]),
     help="Type of what stays float [the target's].",
+)
+@click.option(
+    "--prefer",
+    type=click.Choice(PREFERENCES),
+    help="Engines: fewest kernels, or most layers in 8 bits [balance].",
 )
 @click.option(
     "--shapes",

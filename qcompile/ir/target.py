@@ -127,7 +127,11 @@ class Target:
             stays float32.
         longest_attention: positions up to which attention in 8 bits is one kernel; 0 where that is
             not known.
+        attention_channels: channels of a head with which attention in 8 bits is one kernel; () where
+            that is not known.
+        every_head: attention whose heads have other channels is 8 bits nevertheless.
         vector_weights: weights from which on a product of few rows gains by 8 bits.
+        vector_ops: operators to which that applies.
         wide: op_type -> why it stays float32 where what stays float has 16 bits.
         opset: default-domain opset to upgrade to where every node can follow.
         rest_opsets: rest -> the opset that it needs, where that is another.
@@ -153,7 +157,10 @@ class Target:
     precision: str = INT8
     rests: tuple[str, ...] = ("fp32",)
     longest_attention: int = 0
+    attention_channels: tuple[int, ...] = ()
+    every_head: bool = False
     vector_weights: int = 0
+    vector_ops: tuple[str, ...] = ("MatMul", "Gemm", "Conv")
     wide: Mapping[str, str] = field(default_factory=dict)
     opset: int = 17
     rest_opsets: Mapping[str, int] = field(default_factory=dict)
@@ -174,6 +181,31 @@ class Target:
             able = ", ".join(self.rests)
             raise TargetError(f"--rest {rest}: what stays float with {self.name} is {able}")
         return replace(self, rests=(rest,), opset=self.rest_opsets.get(rest, self.opset))
+
+    def preferring(self, prefer: str) -> Target:
+        """The same target with other limits on 8 bits where they cost an engine kernels.
+
+        Args:
+            prefer: "kernels" leaves float what is fewer kernels so, "layers" nothing for that reason,
+                "balance" what the table says.
+
+        Raises:
+            TargetError: it has no such limits.
+        """
+        if prefer == "balance":
+            return self
+        narrow = any(row.few_channels and not row.block for row in self.ops.values())
+        if not (narrow or self.vector_weights or self.longest_attention):
+            raise TargetError(
+                f"--prefer {prefer}: {self.name} leaves no layer float to save a kernel; leave it out"
+            )
+        if prefer == "kernels":
+            return replace(self, vector_ops=Target.vector_ops)
+        rows = {
+            name: row if row.block else replace(row, few_channels=0)
+            for name, row in self.ops.items()
+        }
+        return replace(self, ops=rows, longest_attention=0, every_head=True, vector_weights=0)
 
     def support(self, op_type: str, domain: str = "") -> OpSupport | None:
         """The row for an operator, or None when the target runs it in float only."""

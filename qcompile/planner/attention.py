@@ -13,15 +13,11 @@ from dataclasses import dataclass
 
 import onnx_ir as oir
 
-from qcompile.ir.graph import constant, origin, single_consumer
+from qcompile.ir.graph import origin
 from qcompile.ir.plan import FLOAT, PrecisionPlan
+from qcompile.passes.attention import attention_heads
 
 __all__ = ["Attention", "find_attention", "kept_short", "kept_whole"]
-
-_BETWEEN = frozenset(
-    {"Add", "Sub", "Mul", "Div", "Where", "Cast", "Identity", "Reshape", "Dropout"}
-)
-"""What may stand between the scores and the softmax, and between it and the second product."""
 
 
 @dataclass(frozen=True)
@@ -40,41 +36,11 @@ class Attention:
 
 
 def find_attention(graph: oir.Graph) -> list[Attention]:
-    """Every attention of a graph whose products are both between activations."""
-    found = []
-    for node in graph:
-        if node.op_type != "Softmax" or node.domain != "":
-            continue
-        first = _scores(node.inputs[0])
-        second = _mixed(node.outputs[0])
-        if first is not None and second is not None:
-            weights = node.outputs[0].name or ""
-            found.append(Attention(origin(first) or "", origin(second) or "", weights))
-    return found
-
-
-def _product(node: oir.Node | None) -> bool:
-    if node is None or node.op_type != "MatMul" or node.domain != "":
-        return False
-    return all(constant(value) is None for value in node.inputs)
-
-
-def _scores(value: oir.Value | None) -> oir.Node | None:
-    """The product above a softmax, past scales and masks."""
-    producer = None if value is None else value.producer()
-    if producer is None or _product(producer):
-        return producer
-    if producer.op_type not in _BETWEEN or producer.domain != "":
-        return None
-    above = (_scores(read) for read in producer.inputs if constant(read) is None)
-    return next((node for node in above if node is not None and _product(node)), None)
-
-
-def _mixed(value: oir.Value) -> oir.Node | None:
-    reader = single_consumer(value)
-    while reader is not None and reader.op_type in _BETWEEN and reader.domain == "":
-        reader = single_consumer(reader.outputs[0])
-    return reader if _product(reader) else None
+    """Every attention of a graph, by the origin ids of its products."""
+    return [
+        Attention(origin(one.scores), origin(one.mixed), one.softmax.outputs[0].name or "")
+        for one in attention_heads(graph)
+    ]
 
 
 def kept_whole(plan: PrecisionPlan, attentions: Iterable[Attention]) -> PrecisionPlan:

@@ -147,6 +147,9 @@ def _broken(
     if site.row is not None and site.row.beside:
         return _unaccompanied(site, able)
     for value in site.activations.values():
+        both = any(use.node not in able for use in value.uses())
+        if target.quantizes_anywhere and site.role == "elementwise" and both:
+            return f"its input '{value.name}' is read in float as well"
         if not target.quantizes_anywhere and not _written_by_integer(value, able, owners):
             return f"its input '{value.name}' is float"
     if not any(_read_by_integer(value, able, owners) for value in site.outputs):

@@ -7,7 +7,7 @@ be read, so the classifier of a VGG gains by 8 bits, and squeeze-and-excitation 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from math import prod
 
@@ -43,12 +43,12 @@ class WeightProduct:
         return prod(size for i, size in enumerate(shape) if i != axis)
 
 
-def weight_products(graph: oir.Graph) -> dict[str, WeightProduct]:
-    """Origin id -> every MatMul, Gemm and Conv of a graph whose right side is constant."""
+def weight_products(graph: oir.Graph, operators: Collection[str]) -> dict[str, WeightProduct]:
+    """Origin id -> every product of a graph, of some operators, whose right side is constant."""
     axes = {"MatMul": -1, "Gemm": -1, "Conv": 1}
     found = {}
     for node in graph:
-        if node.op_type not in axes or node.domain != "":
+        if node.op_type not in operators or node.op_type not in axes or node.domain != "":
             continue
         weight = constant(node.inputs[1])
         if weight is not None:

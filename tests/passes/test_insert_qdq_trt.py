@@ -272,3 +272,21 @@ def test_an_average_has_q_and_dq_on_both_sides(pool: str) -> None:
     assert _reads(result, "n_p") == ["DequantizeLinear"]
     assert _reads(result, "n_y")[0] == "DequantizeLinear"
     assert _scale_of(result, "p") < _scale_of(result, "r"), "an average has a scale of its own"
+
+
+def test_an_average_stays_float_where_what_it_reads_is_read_in_float_as_well() -> None:
+    proto = text_model(
+        """g (float[1, 16, 8, 8] x) => (float[1, 16, 8, 8] y) {
+            a = Conv (x, w1)
+            r = Relu (a)
+            p = GlobalAveragePool (r)
+            e = Conv (p, w2)
+            y = Mul (r, e)
+        }""",
+        17,
+        w1=_weight(16, 16, 1, 1),
+        w2=_weight(16, 16, 1, 1),
+    )
+    (pool,) = (c for c in default_plan(state_of(proto, SM80)).layers if c.origin == "n_p")
+    assert pool.precision == FLOAT
+    assert "'r' is read in float as well" in pool.reason

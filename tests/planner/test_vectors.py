@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from qcompile.ir.plan import FLOAT, INT8
+from qcompile.ir.target import Target
 from qcompile.planner.default import default_plan
 from qcompile.planner.vectors import WeightProduct, kept_wide, weight_products
 from tests.passes.qdq_models import state_of, text_model
@@ -32,7 +33,7 @@ def test_rows_of_the_largest_sample_and_weights_decide(
         w=np.ones((64, 32), np.float32),
     )
     state = state_of(proto, SM80)
-    products = weight_products(state.model.graph)
+    products = weight_products(state.model.graph, Target.vector_ops)
     assert products == {"n_g": WeightProduct("g", -1, 2048)}
     found = kept_wide(default_plan(state), products, {"g": shape} if shape else {}, least)
     assert found.precision("n_g") == precision
@@ -45,7 +46,7 @@ def test_a_conv_over_one_position_is_a_product_of_one_row(size: int, precision: 
         w=np.ones((32, 64, 1, 1), np.float32),
     )
     state = state_of(proto, SM80)
-    products = weight_products(state.model.graph)
+    products = weight_products(state.model.graph, Target.vector_ops)
     assert products == {"n_y": WeightProduct("y", 1, 2048)}
     found = kept_wide(default_plan(state), products, {"y": (1, 32, size, size)}, FEW)
     assert found.precision("n_y") == precision
