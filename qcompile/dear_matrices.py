@@ -86,7 +86,6 @@ def _measured(
         job.prepared.model,
         {name: (matrices[name], made) for name, made in values.items()},
         job.data.selection(),
-        job.work,
         relative_error if language is None else divergence(language.logits),
         threads=job.options.threads,
         custom_ops=job.options.custom_ops,

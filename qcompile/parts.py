@@ -5,7 +5,7 @@ What is handed over the runtime does not copy, and the next run may hand over an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,6 +71,7 @@ class Part:
         alive: Mapping[str, Any],
         kept: Sequence[str],
         *,
+        always: Collection[str] = (),
         threads: int | None = None,
         custom_ops: Any = None,
         optimize: bool = False,
@@ -83,6 +84,7 @@ class Part:
             constants: by name; those that the nodes read are taken.
             alive: what was made before, by name: dtypes and ranks of the inputs.
             kept: names that it gives out.
+            always: constants that are handed over whatever their size.
             threads: inside operators.
             custom_ops: library with custom operators.
             optimize: all graph optimizations.
@@ -97,7 +99,7 @@ class Part:
         self.handed = {
             n: a
             for n, a in held.items()
-            if a.nbytes >= LARGE and a.dtype == np.float32 and n not in inner
+            if n in always or (a.nbytes >= LARGE and a.dtype == np.float32 and n not in inner)
         }
         small = [numpy_helper.from_array(a, n) for n, a in held.items() if n not in self.handed]
         del held
