@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import onnx_ir as oir
 
-from qcompile.backends.ort import Session, open_session
+from qcompile.backends.ort import open_session
 from qcompile.data.inputs import Feed
 from qcompile.ir.errors import CalibrationError, ModelError
 from qcompile.ir.graph import drop_unused, fresh_name
 from qcompile.ir.save import save_model
+from qcompile.parts import LARGE, Constant, Nodes, Part
 from qcompile.sizes import LOADED_WHOLE
 
-__all__ = ["capture", "tensor_sizes"]
+__all__ = ["capture", "runner", "tensor_sizes"]
+
+Run = Callable[[Feed, Sequence[str]], Feed]
 
 
 def capture(
@@ -54,17 +58,9 @@ def capture(
     work.graph.outputs.clear()
     work.graph.outputs.extend(dict.fromkeys([*made, *_caches(work.graph)]))
     drop_unused(work)
-    save_model(work, path, external_above=LOADED_WHOLE)
-    session = open_session(
-        path,
-        threads=threads,
-        custom_ops=custom_ops,
-        variable_shapes=True,
-        keep_arena=True,
-        optimize=optimize,
-    )
+    run = runner(work, path, threads=threads, custom_ops=custom_ops, optimize=optimize)
     for index, feed in enumerate(feeds):
-        values = _run(session, feed, inner, index)
+        values = _run(run, feed, inner, index)
         yield {name: feed[name] if name in inputs else values[name] for name in tensors}
 
 
@@ -101,9 +97,7 @@ def tensor_sizes(
     names = [value.name or "" for value in graph.outputs]
     graph.outputs.extend(_caches(graph))
     drop_unused(work)
-    save_model(work, path, external_above=LOADED_WHOLE)
-    session = open_session(path, custom_ops=custom_ops, variable_shapes=True)
-    found = _run(session, feed, names, 0)
+    found = _run(runner(work, path, custom_ops=custom_ops), feed, names, 0)
     for value, name in zip(made, names, strict=True):
         sizes[value.name or ""] = int(
             int(found[name]) * (value.dtype.itemsize if value.dtype else 4)
@@ -130,9 +124,51 @@ def _made(model: oir.Model, names: Sequence[str]) -> list[oir.Value]:
     return [found[name] for name in names]
 
 
-def _run(session: Session, feed: Feed, outputs: Sequence[str], index: int) -> Feed:
+def runner(
+    model: oir.Model,
+    path: Path,
+    *,
+    threads: int | None = None,
+    custom_ops: Path | None = None,
+    optimize: bool = True,
+) -> Run:
+    """What runs a graph made for a look inside: feed, names of outputs -> arrays.
+
+    Large float weights are handed over where they lie; with other large ones it is written to ``path``.
+    """
+    sizes = [
+        (t.nbytes, t.nbytes >= LARGE and t.dtype == oir.DataType.FLOAT)
+        for value in model.graph.initializers.values()
+        if (t := value.const_value) is not None
+    ]
+    handed = sum(size for size, large in sizes if large)
+    inside = sum(size for size, large in sizes if not large)
+    options: dict[str, Any] = {"threads": threads, "custom_ops": custom_ops, "optimize": optimize}
+    if handed < LOADED_WHOLE or inside >= LOADED_WHOLE:
+        save_model(model, path, external_above=LOADED_WHOLE)
+        session = open_session(path, variable_shapes=True, keep_arena=True, **options)
+        inputs = [port.name for port in session.inputs]
+        return lambda feed, names: session.run({n: feed[n] for n in inputs}, names)
+    whole, parts = Nodes.of(model), list[Part]()
+    constants: dict[str, Constant] = {
+        name: value.const_value
+        for name, value in model.graph.initializers.items()
+        if value.const_value is not None
+    }
+    made = {value.name for node in model.graph for value in node.outputs}
+
+    def run(feed: Feed, names: Sequence[str]) -> Feed:
+        if not parts:
+            kept = [n for value in model.graph.outputs if (n := value.name or "") in made]
+            parts.append(Part(whole, whole.nodes, constants, feed, kept, **options))
+        found = parts[0].run(feed)
+        return {name: found[name] if name in found else feed[name] for name in names}
+
+    return run
+
+
+def _run(run: Run, feed: Feed, outputs: Sequence[str], index: int) -> Feed:
     try:
-        inputs = {port.name: feed[port.name] for port in session.inputs}
-        return session.run(inputs, outputs)
-    except (ModelError, KeyError) as e:
+        return run(feed, outputs)
+    except (ModelError, KeyError, CalibrationError) as e:
         raise CalibrationError(f"sample {index} does not run: {e}") from e

@@ -22,7 +22,7 @@ from qcompile.ir.errors import CalibrationError, ModelError
 from qcompile.segments import cut_points
 from qcompile.stepper import Stepper
 
-__all__ = ["SegmentedSession", "feed_digest", "run_parts"]
+__all__ = ["SegmentedSession", "feed_digest", "port_of", "run_parts"]
 
 
 class SegmentedSession(Session):
@@ -50,8 +50,8 @@ class SegmentedSession(Session):
             threads: inside operators.
             custom_ops: library with custom operators.
         """
-        self.inputs = tuple(_port(v) for v in model.graph.inputs if not v.is_initializer())
-        self.outputs = tuple(_port(v) for v in model.graph.outputs)
+        self.inputs = tuple(port_of(v) for v in model.graph.inputs if not v.is_initializer())
+        self.outputs = tuple(port_of(v) for v in model.graph.outputs)
         self.why = why
         self._names = [port.name for port in self.outputs]
         self._model, self._feeds, self._folder, self._part = model, list(feeds), folder, part
@@ -156,7 +156,8 @@ def run_parts(
             take(index, {name: stepper.value(index, name) for name in names})
 
 
-def _port(value: oir.Value) -> Port:
+def port_of(value: oir.Value) -> Port:
+    """An input or output as a session describes it."""
     shape = () if value.shape is None else tuple(value.shape)
     dims = tuple(d if isinstance(d, int) else d.value for d in shape)
     return Port(value.name or "", type_name(value.dtype), dims)

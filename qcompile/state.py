@@ -7,13 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from qcompile.backends.ort import Session
+from qcompile.backends.ort import Port, Session
 from qcompile.cache_scales import STEPS as CACHE_STEPS
 from qcompile.data.inputs import Feed
 from qcompile.data.sources import FeedSet
 from qcompile.ir.errors import ModelError
 from qcompile.job import Job
 from qcompile.rollout import Rollout, find_rollout
+from qcompile.segmented import port_of
 
 __all__ = ["with_state"]
 
@@ -24,10 +25,9 @@ def with_state(job: Job) -> Job:
     Raises:
         OptionError: --state names what the model does not have.
     """
-    session = job.open_reference()
     options = job.options
     steps = options.steps or (CACHE_STEPS if options.kv_cache == "int8" else None)
-    rollout = find_rollout(session.inputs, session.outputs, options.state, steps)
+    rollout = find_rollout(*_ports(job), options.state, steps)
     if rollout is None:
         return job
     rollout = rollout.of_decoder(job.prepared.inputs)
@@ -40,12 +40,23 @@ def with_state(job: Job) -> Job:
     data = job.data
     if data.random or not _all_zero(data.calibration, rollout):
         return job
-    carried = _carried(session, data.calibration, rollout)
+    carried = _carried(job.open_reference(), data.calibration, rollout)
     if carried is None:
         return job
     names = ", ".join(rollout.state.values())
     finding = f"{names}: zero in every sample, so calibrated on the states that follow from them"
     return replace(job, data=replace(data, calibration=carried, findings=(*data.findings, finding)))
+
+
+def _ports(job: Job) -> tuple[tuple[Port, ...], tuple[Port, ...]]:
+    """Inputs and outputs as the file states them, which opens nothing; else as the runtime finds them."""
+    graph = job.prepared.loaded.model.graph
+    values = [*graph.inputs, *graph.outputs]
+    if job.reference is not None or any(v.shape is None or v.dtype is None for v in values):
+        session = job.open_reference()
+        return session.inputs, session.outputs
+    given = tuple(port_of(v) for v in graph.inputs if not v.is_initializer())
+    return given, tuple(port_of(v) for v in graph.outputs)
 
 
 def _all_zero(feeds: FeedSet, rollout: Rollout) -> bool:

@@ -7,11 +7,10 @@ from pathlib import Path
 
 import onnx_ir as oir
 
-from qcompile.backends.ort import open_session
+from qcompile.capture import runner
 from qcompile.data.inputs import Feed
 from qcompile.ir.graph import fresh_name
 from qcompile.ir.macs import macs
-from qcompile.ir.save import save_model
 from qcompile.segmented import SegmentedSession
 
 __all__ = ["mac_counts", "shapes_seen"]
@@ -57,9 +56,8 @@ def shapes_seen(
         parts = SegmentedSession(probed, [feed], work / "shapes", part, custom_ops=custom_ops)
         found = parts.run(feed, list(names))
         return {names[k]: tuple(int(d) for d in v) for k, v in found.items()}
-    path = work / "shapes.onnx"
-    save_model(probed, path)
-    found = open_session(path, custom_ops=custom_ops).run(feed, list(names))
+    run = runner(probed, work / "shapes.onnx", custom_ops=custom_ops)
+    found = run(feed, list(names))
     return {names[k]: tuple(int(d) for d in v) for k, v in found.items()}
 
 

@@ -42,8 +42,10 @@ from qcompile.language import (
     language_of,
 )
 from qcompile.lock import Lock
+from qcompile.remembered import RememberedSession
 from qcompile.result import CompileResult
 from qcompile.round_weights import Rounded, round_matrices, round_raised, stored_once
+from qcompile.segmented import SegmentedSession
 from qcompile.sizes import LOADED_WHOLE
 from qcompile.stages import Stages
 from qcompile.verdict import Check, GateResult
@@ -113,6 +115,7 @@ class Compressed:
         notes: matrices that were left alone, and why.
         generation: how it generates, for language models.
         cache: scales of a cache in 8 bits; None where it stays float.
+        beside: float's outputs for the gate's samples.
     """
 
     tried: tuple[Tried, ...]
@@ -120,6 +123,7 @@ class Compressed:
     notes: tuple[Note, ...]
     generation: Generation | None
     cache: Cache | None = None
+    beside: RememberedSession | SegmentedSession | None = None
 
     @property
     def taken(self) -> Tried:
@@ -223,7 +227,7 @@ def compile_weights(
         return result
     with stages("gate"):
         generation = generated(job, tried[-1].path, tried[-1].gate, language, pairs)
-    made = Compressed(tuple(tried), algorithm, tuple(notes), generation, cache)
+    made = Compressed(tuple(tried), algorithm, tuple(notes), generation, cache, beside)
     result = deliver(
         job,
         lock,

@@ -102,7 +102,7 @@ def _details(job: Job, made: Compressed) -> dict[str, Any]:
         with _told("time by operator", left_out):
             times = operator_times(job, taken.path, taken.gate)
     with _told("worst samples", left_out):
-        samples = worst_samples(job, taken.path, taken.gate, None)
+        samples = worst_samples(job, taken.path, taken.gate, None, made.beside)
     for row in graph["nodes"]:
         row["sqnr_db"] = errors.get(row["writes"][0]) if row["writes"] else None
     if times is not None:

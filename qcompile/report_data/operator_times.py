@@ -16,7 +16,7 @@ __all__ = ["Times", "operator_times"]
 BUDGET_S = 0.7
 """Profiled runs of one model."""
 
-SLOW_MS = 300
+SLOW_MS = 100
 """A model that takes longer is profiled fewer times: noise is small beside it."""
 
 

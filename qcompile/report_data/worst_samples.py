@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from qcompile.backends.ort import open_session
+from qcompile.backends.ort import Session, open_session
 from qcompile.data.images import parse_preprocess, picture
 from qcompile.data.inputs import Feed
 from qcompile.data.text import text_decoder
@@ -26,9 +26,20 @@ OUTPUTS = 4
 
 
 def worst_samples(
-    job: Job, artifact: Path, gate: GateResult, config: Mapping[str, str] | None
+    job: Job,
+    artifact: Path,
+    gate: GateResult,
+    config: Mapping[str, str] | None,
+    exact: Session | None = None,
 ) -> list[dict[str, Any]]:
     """At most `SAMPLES` rows, the worst first: name, score, image where there is one, outputs.
+
+    Args:
+        job: what is compiled.
+        artifact: its file.
+        gate: the verdict on it.
+        config: session options under which it is compared.
+        exact: what the outputs must equal, where it stands open.
 
     Raises:
         ModelError: a model does not run.
@@ -41,7 +52,7 @@ def worst_samples(
         "threads": job.options.threads,
         "custom_ops": job.options.custom_ops,
     }
-    exact = job.open_reference()
+    exact = exact or job.open_reference()
     session = open_session(artifact, config=config, **options)
     held = job.data.held
     asked = parse_show(job.options.show)
