@@ -53,7 +53,7 @@ class Check:
 
     Attributes:
         name: "opens", "interface", "runs", "finite", "accuracy", "metric", "speed", "latency",
-            "size".
+            "size", or "layers" where nothing became integers.
         state: `PASS`, `FAIL`, `VAGUE` (an interval straddles the limit) or `SKIPPED`.
         text: one clause with the numbers, as the verdict's sentence takes it.
         found: the number, where there is one.

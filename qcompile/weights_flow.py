@@ -56,7 +56,7 @@ from qcompile.weights_engine import (
     engine_peaks,
     save_for_engine,
 )
-from qcompile.weights_gate import generated, judge_weights
+from qcompile.weights_gate import generated, judge_weights, left_float
 from qcompile.weights_plan import (
     MatrixChoice,
     as_plan,
@@ -202,7 +202,7 @@ def compile_weights(
                 save_model(model, path, external_above=LOADED_WHOLE)
         with stages("gate"):
             pairs = None if language is None else Perplexity(language)
-            gate = judge_weights(
+            gate = left_float(job, taken) or judge_weights(
                 job, path, language, beside, pairs, last=len(tried) == ATTEMPTS - 1
             )
             beside.release()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,12 +24,26 @@ from qcompile.limits import Metric, PairMetric
 from qcompile.remembered import RememberedSession
 from qcompile.segmented import SegmentedSession
 from qcompile.units import Drop
-from qcompile.verdict import GateResult
+from qcompile.verdict import FAIL, Check, GateResult, conclude
+from qcompile.weights_plan import MatrixChoice
 
-__all__ = ["generated", "judge_weights"]
+__all__ = ["generated", "judge_weights", "left_float"]
 
 PERPLEXITY_DROP = Drop(0.03, relative=True)
 """Allowed for perplexity where the user says nothing."""
+
+
+def left_float(job: Job, choices: Sequence[MatrixChoice]) -> GateResult | None:
+    """The verdict where no matrix became integers: there is nothing to run; None where one did."""
+    if job.options.best_effort or any(choice.spec is not None for choice in choices):
+        return None
+    reasons = Counter(choice.reason for choice in choices).most_common(1)
+    why = (
+        f"all {len(choices)} stay float, most because: {reasons[0][0]}"
+        if reasons
+        else "it has none"
+    )
+    return conclude([Check("layers", FAIL, f"no matrix of constants can be integer ({why})")])
 
 
 def judge_weights(
@@ -89,7 +104,7 @@ def generated(
     """Beside float, for a model that runs; None where float runs in parts: a pass for each token."""
     if job.in_parts() is not None:
         return None
-    if language is None or any(c.name in ("opens", "runs") for c in gate.failed):
+    if language is None or any(c.name in ("opens", "runs", "layers") for c in gate.failed):
         return None
     return compare_generation(
         job.mapped_float(),

@@ -265,6 +265,19 @@ def test_a_model_without_a_matrix_is_not_delivered(tmp_path: Path) -> None:
     assert "it has no Conv, MatMul, Gemm or LSTM (1 Relu)" in result.report.data["headline"]
 
 
+def test_where_all_stays_float_nothing_is_run(
+    model: onnx.ModelProto,
+    feeds: list[dict[str, np.ndarray]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("qcompile.weights_gate.judge", None)  # calling it would fail
+    result = compiled(model, feeds, tmp_path, keep_float=("*",))
+    assert result.exit_code == 3
+    assert "no matrix of constants can be integer" in result.report.data["headline"]
+    assert "kept float by the user" in result.report.data["headline"]
+
+
 def dequantized(out: int, width: int, block: int, seed: int) -> np.ndarray:
     """Integers of 4 bits with float16 scales, as a model exported from such a checkpoint has them."""
     rng = np.random.default_rng(seed)
