@@ -97,24 +97,33 @@ class Profiler:
         threads: int | None = None,
         spinning: bool = False,
         custom_ops: Path | None = None,
+        folder: Path | None = None,
     ) -> None:
         """Open the session.
+
+        Args:
+            tagged: the model.
+            threads: inside operators.
+            spinning: let idle threads spin.
+            custom_ops: library with custom operators.
+            folder: where the profile and the optimized graph lie for a while, which has the size of the
+                model; None: among the system's temporary files.
 
         Raises:
             ModelError: ONNX Runtime refuses the model.
         """
         self._folder = tempfile.TemporaryDirectory(
-            prefix="qcompile-profile-", ignore_cleanup_errors=True
+            prefix="qcompile-profile-", dir=folder, ignore_cleanup_errors=True
         )
-        folder = Path(self._folder.name)
-        self._graph = folder / "graph.onnx"
+        inside = Path(self._folder.name)
+        self._graph = inside / "graph.onnx"
         self.execute_ns: list[float] = []
         self.session = open_tagged(
             tagged,
             threads=threads,
             spinning=spinning,
             custom_ops=custom_ops,
-            profile=folder / "profile",
+            profile=inside / "profile",
             save_optimized=self._graph,
             config=_WEIGHTS_ASIDE,
         )
@@ -146,14 +155,20 @@ class Profiler:
 
 
 def profile_model(
-    tagged: Tagged, feeds: Sequence[Feed], *, custom_ops: Path | None = None
+    tagged: Tagged,
+    feeds: Sequence[Feed],
+    *,
+    custom_ops: Path | None = None,
+    folder: Path | None = None,
 ) -> list[Kernel]:
     """The kernels that run for ``feeds`` (once each); their times are of cold runs.
+
+    ``folder`` is as for `Profiler`.
 
     Raises:
         ModelError: ONNX Runtime refuses the model or a feed.
     """
-    profiler = Profiler(tagged, threads=1, custom_ops=custom_ops)
+    profiler = Profiler(tagged, threads=1, custom_ops=custom_ops, folder=folder)
     for feed in feeds:
         profiler.session.run(feed)
     return profiler.finish()

@@ -81,7 +81,11 @@ class Realisation:
 
 
 def realised(
-    path: Path, feed: Feed | Sequence[Feed], *, custom_ops: Path | None = None
+    path: Path,
+    feed: Feed | Sequence[Feed],
+    *,
+    custom_ops: Path | None = None,
+    folder: Path | None = None,
 ) -> Realisation:
     """Find out what ONNX Runtime executes for a model.
 
@@ -93,15 +97,15 @@ def realised(
         path: any ONNX model that the runtime opens.
         feed: one feed, or several where branches depend on the input.
         custom_ops: library with custom operators.
+        folder: for files of the size of the model, gone at the end; None: the system's.
 
     Raises:
         ModelError: ONNX Runtime refuses the model or the feed.
     """
     feeds = [feed] if isinstance(feed, Mapping) else list(feed)
     tagged = tag_model(Path(path))
-    return describe(
-        tagged, find_owners(tagged, profile_model(tagged, feeds, custom_ops=custom_ops))
-    )
+    kernels = profile_model(tagged, feeds, custom_ops=custom_ops, folder=folder)
+    return describe(tagged, find_owners(tagged, kernels))
 
 
 def describe(tagged: Tagged, owners: Owners) -> Realisation:

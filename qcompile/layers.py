@@ -68,7 +68,7 @@ def describe_layers(job: Job, build: Build) -> tuple[list[dict[str, Any]], float
     macs = macs_by_origin(job)
     feed = job.data.calibration.load(0)
     try:
-        seen = realised(build.path, feed, custom_ops=job.options.custom_ops)
+        seen = realised(build.path, feed, custom_ops=job.options.custom_ops, folder=job.work)
     except ModelError:  # the gate's verdict holds the runtime's words
         seen = None
     compute = {site.origin for site in job.prepared.sites if site.role == "compute"}

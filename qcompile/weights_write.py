@@ -190,7 +190,9 @@ def _layers(job: Job, made: Compressed) -> tuple[list[dict[str, Any]], float | N
     """One row for each node that reads a matrix; realised is what ONNX Runtime executes."""
     macs = macs_by_origin(job)
     feed = job.data.calibration.load(0)
-    seen = realised(made.taken.path, feed, custom_ops=job.options.custom_ops).layers
+    seen = realised(
+        made.taken.path, feed, custom_ops=job.options.custom_ops, folder=job.work
+    ).layers
     rows: list[dict[str, Any]] = []
     for layer in as_plan(made.taken.choices).layers:
         found = seen.get(layer.origin)

@@ -13,6 +13,7 @@ from qcompile.backends.ort import Feed
 from qcompile.backends.ort_owners import CONVERSIONS, Owners, find_owners
 from qcompile.backends.ort_profile import Kernel, Profiler
 from qcompile.backends.ort_tags import Source, Tagged, tag_model
+from qcompile.scratch import scratch_root
 
 __all__ = ["Conversion", "FormTimes", "corrected", "form_times"]
 
@@ -100,7 +101,7 @@ def form_times(
         ModelError: the model cannot be opened or run.
     """
     tagged = tag_model(path)
-    profiler = Profiler(tagged, threads=threads, custom_ops=custom_ops)
+    profiler = Profiler(tagged, threads=threads, custom_ops=custom_ops, folder=scratch_root())
     feed = profiler.session.given(feed)
     profiler.session.run(feed)
     walls: list[int] = []
