@@ -44,6 +44,8 @@ _NESTED: dict[str, dict[int, str]] = {
     "Node": {5: "Attribute"},
     "Attribute": {5: "Tensor", 6: "Graph", 10: "Tensor", 11: "Graph"},
 }
+# an attribute has one value; numbers and texts of a forest are millions of fields without a tensor
+_PLAIN: dict[str, frozenset[int]] = {"Attribute": frozenset({2, 3, 4, 7, 8, 9})}
 _MAX_DEPTH = 64
 _RAW_DATA, _FLOAT_DATA, _DATA_TYPE = 9, 4, 2
 
@@ -156,10 +158,12 @@ def _rewrite(
         raise WireError("nests graphs too deeply")
     if message == "Tensor":
         return edit(buffer, list(fields(buffer, start, end)))
-    nested = _NESTED[message]
+    nested, plain = _NESTED[message], _PLAIN.get(message, ())
     out: list[Chunk] = []
     kept = start
     for one in fields(buffer, start, end):
+        if one.number in plain:
+            break
         inner = nested.get(one.number)
         if inner is None or one.kind != _LENGTH or not holds(one.payload, one.end):
             continue

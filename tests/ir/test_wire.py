@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 
 import numpy as np
 import onnx
@@ -11,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import numpy_helper, parser
 
+from qcompile.ir import wire
 from qcompile.ir.wire import CUT_LOCATION, WireError, cut_tensors, rewrite
 
 TEXT = """<ir_version: 8, opset_import: ["" : 17, "own" : 1]>
@@ -87,3 +89,25 @@ def test_endless_nesting_is_refused() -> None:
     length = bytes([size & 0x7F | 0x80, size >> 7 & 0x7F | 0x80, size >> 14])
     with pytest.raises(WireError, match="too deeply"):
         cut_tensors(memoryview(b"\x3a" + length + inner), 10)
+
+
+def test_the_numbers_of_a_forest_are_not_read_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    read = []
+
+    def counted(buffer: memoryview, start: int, end: int) -> Iterator[wire.Field]:
+        for one in fields(buffer, start, end):
+            read.append(one)
+            yield one
+
+    fields = wire.fields
+    monkeypatch.setattr(wire, "fields", counted)
+    proto = model([500])
+    forest = proto.graph.node.add(op_type="TreeEnsembleClassifier", domain="ai.onnx.ml")
+    forest.attribute.append(onnx.helper.make_attribute("nodes_values", [0.5] * 5000))
+    forest.attribute.append(onnx.helper.make_attribute("nodes_modes", ["LEAF"] * 5000))
+    tensor = numpy_helper.from_array(np.full(500, 7, np.uint8), "base_values")
+    forest.attribute.append(onnx.helper.make_attribute("base_values_as_tensor", tensor))
+    cut = onnx.ModelProto.FromString(cut_tensors(memoryview(proto.SerializeToString()), 300))
+    assert cut.graph.node[-1].attribute[:2] == forest.attribute[:2]
+    assert cut.graph.node[-1].attribute[2].t.external_data
+    assert len(read) < 200
