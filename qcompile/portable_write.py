@@ -178,6 +178,11 @@ def _write_device_files(folder: Path, job: Job, made: Portable, ranges: Ranges) 
         "model": describe_model(job)["name"],
         "precision": _word(job),
         "min_sqnr": FLOOR_DB if options.min_sqnr is None else options.min_sqnr,
+        "kinds": [
+            [output.name, group.axis, [c for a, b in group.channels for c in range(a, b + 1)]]
+            for output in made.gate.outputs
+            for group in output.groups
+        ],
         "min_speedup": options.min_speedup,
         "shapes": {k: [list(s) for s in v] for k, v in made.profile.items()},
     }

@@ -17,7 +17,9 @@ import qcompile
 from qcompile.artifact import MANIFEST, file_sha256, open_artifact
 from qcompile.cli.main import main
 from qcompile.engine_run import run_engine
+from qcompile.engine_runners import reached
 from qcompile.ir.errors import BackendMissingError, OptionError
+from qcompile.needed import Needed
 from tests.passes.qdq_models import text_model
 
 RNG = np.random.default_rng(6)
@@ -125,6 +127,21 @@ def test_kernels_count_by_what_they_read_constants_included() -> None:
     engine = argparse.Namespace(create_engine_inspector=lambda: inspector)
     trt = argparse.Namespace(LayerInformationFormat=argparse.Namespace(JSON=0))
     assert _script().realised(trt, engine) == {"other": 1, "int8": 1, "int4": 1, "fp8": 1}
+
+
+def test_kinds_of_channels_of_an_engines_outputs_need_their_own_accuracy() -> None:
+    """Boxes in pixels hide scores that are gone; both ways to run an engine see it alike."""
+    rng = np.random.default_rng(0)
+    boxes, scores = rng.uniform(10, 600, (1, 4, 30)), rng.uniform(0, 1, (1, 3, 30))
+    good = [{"y": np.concatenate([boxes, scores], 1).astype(np.float32)}]
+    lost = [{"y": np.concatenate([boxes, 0.7 * scores], 1).astype(np.float32)}]
+    kinds = [["y", 1, [0, 1, 2, 3]], ["y", 1, [4, 5, 6]]]
+    sqnr = _script().sqnr
+    assert sqnr(good, lost) > 60
+    assert sqnr(good, lost, kinds) == pytest.approx(-20 * np.log10(0.3), abs=0.01)
+    assert sqnr(good, lost, kinds, 20.0) == pytest.approx(20 - 20 * np.log10(0.3), abs=0.01)
+    assert reached(good, lost, Needed.of(30.0)) == pytest.approx(sqnr(good, lost, kinds, 20.0))
+    assert reached(good, good, Needed.of(30.0)) is None
 
 
 def test_the_key_of_an_engine_changes_with_all_that_it_depends_on(tmp_path: Path) -> None:
