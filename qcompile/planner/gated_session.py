@@ -51,6 +51,7 @@ class GatedSession:
         runs: how many inferences were made.
         crew: runs them beside each other; it must not be asked from within what it runs.
         kinds: channels of outputs that count as outputs of their own.
+        leeway: how much of their error counts beside that of whole outputs.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class GatedSession:
         variable_shapes: bool = False,
         custom_ops: Path | None = None,
         alone: bool = False,
+        leeway: float = 1.0,
     ) -> None:
         """Open the graph and run the samples once in float.
 
@@ -72,6 +74,8 @@ class GatedSession:
             variable_shapes: the samples differ in shape.
             custom_ops: library with custom operators.
             alone: one inference at a time, which takes the least memory.
+            leeway: share of their error that counts of kinds of channels, which need less than the
+                whole output.
 
         Raises:
             CalibrationError: there is no sample.
@@ -82,6 +86,7 @@ class GatedSession:
         self.gates: dict[str, Gate] = gated.gates
         self.samples = list(samples)
         self.runs = 0
+        self.leeway = leeway
         self.crew = Crew(threads, alone=alone)
         self._counting = Lock()
         self._flags = gated.flags
@@ -140,16 +145,12 @@ class GatedSession:
         count = len(self.samples[:samples])
         return float(np.mean(self.crew.map(lambda i: self.sample_error(plan, i), range(count))))
 
-    def worst_error(self, plan: Plan, leeway: float = 1.0) -> float:
+    def worst_error(self, plan: Plan) -> float:
         """Relative error energy of the worst float output over all samples, as a limit in dB means it.
 
         Noise and signal are summed over the samples before they are divided, so that a sample in
-        which an output is nearly silent does not decide. Without float outputs, ``evaluate_plan``.
-
-        Args:
-            plan: labels of the units.
-            leeway: share of their error that counts of kinds of channels; that of a whole output counts
-                in full.
+        which an output is nearly silent does not decide. That of a whole output counts in full.
+        Without float outputs, ``evaluate_plan``.
         """
         sums: dict[str, npt.NDArray[np.float64]] = {}
         shares: dict[str, float] = {}
@@ -162,7 +163,7 @@ class GatedSession:
                         parts += _parts(name, array, found[name], self.kinds)
                     for part, one, other in parts:
                         sums[part] = sums.get(part, np.zeros(2)) + _energies(one, other)
-                        shares[part] = 1.0 if part == name else leeway
+                        shares[part] = 1.0 if part == name else self.leeway
         if not sums:
             return self.evaluate_plan(plan)
         return max(_ratio(*sums[part]) * shares[part] for part in sums)
@@ -173,11 +174,15 @@ class GatedSession:
         """Relative error energy of a plan on one sample, summed over float outputs.
 
         A kind of channels is related to its mean energy over all samples: the scores of an image
-        in which nothing is found are next to nothing, and so is what an error in them does.
+        in which nothing is found are next to nothing, and so is what an error in them does. The more
+        leeway kinds have, the more the whole output counts in their place.
         """
-        outputs = self.run(plan, self.samples[sample], writes)
-        errors = relative_errors(self.reference[sample], outputs, self.kinds, self._signals)
-        return sum(errors.values())
+        outputs, expected = self.run(plan, self.samples[sample], writes), self.reference[sample]
+        errors = sum(relative_errors(expected, outputs, self.kinds, self._signals).values())
+        if self.leeway == 1.0 or not self.kinds:
+            return errors
+        whole = sum(relative_errors(expected, outputs).values())
+        return self.leeway * errors + (1.0 - self.leeway) * whole
 
 
 def kinds_of(reference: Sequence[Mapping[str, Any]]) -> Kinds:

@@ -68,6 +68,7 @@ def measure_model(
     search_time: float | None = None,
     variable_shapes: bool = False,
     custom_ops: Path | None = None,
+    leeway: float = 1.0,
     progress: Progress | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> Measured:
@@ -83,6 +84,7 @@ def measure_model(
         search_time: seconds; what was measured until then is kept.
         variable_shapes: the samples differ in shape.
         custom_ops: library with custom operators.
+        leeway: see ``GatedSession``.
         progress: called with units done and units to do, times samples.
         clock: seconds, for tests.
 
@@ -107,6 +109,7 @@ def measure_model(
             variable_shapes=variable_shapes,
             custom_ops=custom_ops,
             alone=memory_limit is not None,
+            leeway=leeway,
         )
         left = None if search_time is None else max(0.0, search_time - (clock() - start))
         part = measure(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -151,7 +150,7 @@ class Proposer:
         problem, session = self.problem, self._session
         if session is None:  # gated in groups: no session is every plan, so none can be measured
             return made
-        asked, leeway = self._needed.whole_db, 10 ** (-self._needed.leeway_db / 10)
+        asked = self._needed.whole_db
         first = asked if asked > best else max(asked, best - STEPS_DB[0])
         goals = [first, *(best + step for step in STEPS_DB)]
         seen = {_key(c.build.plan) for c in (*known, *made)}
@@ -159,7 +158,7 @@ class Proposer:
         for count, goal in enumerate(goals):
             trial, tried = solve_measured(
                 problem,
-                partial(session.worst_error, leeway=leeway),
+                session.worst_error,
                 10 ** (-goal / 10),
                 max_bytes=room,
                 tries=5,
@@ -312,6 +311,7 @@ class Proposer:
             memory_limit=options.memory_limit,
             search_time=self._seconds / 2,
             custom_ops=options.custom_ops,
+            leeway=10 ** (-self._needed.leeway_db / 10),
             progress=self._reporter.advance,
         )
 

@@ -189,8 +189,13 @@ def test_kinds_of_channels_have_a_leeway_beside_the_whole() -> None:
     gated = gate(state.model, quantized(state), state.target)
     (name,) = [n for n, g in gated.gates.items() if g.unit.site.op_type == "MatMul"]
     feed = {"x": np.concatenate([np.full((4, 1, 3), 3.0), np.full((4, 1, 3), 0.1)], 1)}
-    session = GatedSession(gated, [{"x": feed["x"].astype(np.float32)}], threads=1)
-    assert set(session.kinds) == {"y"}
-    strict, whole = session.worst_error({name}), session.worst_error({name}, leeway=0.0)
-    assert strict > 10 * whole > 0.0
-    assert session.worst_error({name}, leeway=0.5) == pytest.approx(strict / 2)
+    samples = [{"x": feed["x"].astype(np.float32)}]
+    strict, half, whole = (
+        GatedSession(gated, samples, threads=1, leeway=leeway) for leeway in (1.0, 0.5, 0.0)
+    )
+    assert set(strict.kinds) == {"y"}
+    assert strict.worst_error({name}) > 10 * whole.worst_error({name}) > 0.0
+    assert half.worst_error({name}) == pytest.approx(strict.worst_error({name}) / 2)
+    errors = [session.evaluate_plan({name}) for session in (strict, half, whole)]
+    assert errors[0] > errors[1] > errors[2] == pytest.approx(whole.worst_error({name}))
+    assert errors[1] == pytest.approx((errors[0] + errors[2]) / 2)
