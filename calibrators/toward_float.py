@@ -29,8 +29,9 @@ SmolLM2-135M, 4 bits in 64s, divergence from float 0.088 nats without, 0.081 wit
 HELD = 8
 """Every so many samples one is held back to judge on; with fewer samples there is nothing to judge on."""
 
-DAMPINGS = (0.05, 0.5)
-"""Shares of each second moment that are added to it, of which the better is taken."""
+DAMPING = 0.5
+"""Share of each second moment that is added to it. With 0.05 instead, held-back samples bore out 0.55 of the
+step in the mean of SmolLM2-135M's matrices, with 0.5 they bear out 0.72."""
 
 _ROWS = 4096
 """Rows that are multiplied at once."""
@@ -51,12 +52,15 @@ class Inputs:
     held: tuple[Floats, Floats] | None = None
 
 
-def gather(read: Sequence[npt.NDArray[Any]], real: Sequence[npt.NDArray[Any]]) -> Inputs:
+def gather(
+    read: Sequence[npt.NDArray[Any]], real: Sequence[npt.NDArray[Any]], every: int = 1
+) -> Inputs:
     """Moments of what a tensor holds in each sample, with large rows scaled down.
 
     Args:
         read: the tensor behind rounded layers, (..., in), for each sample.
-        real: the same in float.
+        real: the same in float, for the samples 0, ``every``, ...
+        every: one is enough where products with both cost too much time.
     """
     energy = [np.einsum("...i,...i->...", a, a, dtype=np.float64).reshape(-1) for a in read]
     known = np.concatenate(energy)
@@ -64,31 +68,31 @@ def gather(read: Sequence[npt.NDArray[Any]], real: Sequence[npt.NDArray[Any]]) -
     width = read[0].shape[-1]
     moments, missing = np.zeros((width, width)), np.zeros((width, width))
     seen = 0
+    both: list[tuple[Floats, Floats]] = []
     held: list[tuple[Floats, Floats]] = []
-    pending: list[tuple[Floats, Floats]] = []
+    alone: list[Floats] = []
 
-    def take() -> None:
+    def add(least: int) -> None:
         nonlocal moments, missing, seen
-        if not pending:
-            return
-        rows, gap = (np.concatenate(part) for part in zip(*pending, strict=True))
-        pending.clear()
-        moments += rows.T @ rows
-        missing += gap.T @ rows
-        seen += len(rows)
+        if alone and sum(map(len, alone)) >= least:
+            rows = np.concatenate(alone)
+            alone.clear()
+            moments += rows.T @ rows
+        if both and sum(len(rows) for rows, _ in both) >= least:
+            rows, gap = (np.concatenate(part) for part in zip(*both, strict=True))
+            both.clear()
+            missing += gap.T @ rows
+            seen += len(rows)
 
-    for i, (one, other, size) in enumerate(zip(read, real, energy, strict=True)):
+    for i, (one, size) in enumerate(zip(read, energy, strict=True)):
         weigh = np.sqrt(np.minimum(1.0, most / np.maximum(size, 1e-30))).astype(np.float32)[:, None]
         rows = np.asarray(one, np.float32).reshape(-1, width) * weigh
-        gap = np.asarray(other, np.float32).reshape(-1, width) * weigh - rows
-        if i % HELD == HELD - 1:
-            held.append((rows, gap))
-            moments += rows.T @ rows
-        else:
-            pending.append((rows, gap))
-        if sum(len(r) for r, _ in pending) >= _ROWS:
-            take()
-    take()
+        alone.append(rows)
+        if i % every == 0:
+            gap = np.asarray(real[i // every], np.float32).reshape(-1, width) * weigh - rows
+            (held if i // every % HELD == HELD - 1 else both).append((rows, gap))
+        add(_ROWS)
+    add(1)
     moments /= max(1, len(known))
     if not held:
         return Inputs(moments)
@@ -104,20 +108,13 @@ def toward_float(matrix: Floats, inputs: Inputs) -> tuple[Floats, float]:
     if not (np.isfinite(moments).all() and np.isfinite(inputs.missing).all()):
         return matrix, 0.0
     variance = np.diagonal(moments)
-    least = 1e-6 * max(float(variance.mean()), 1e-30)
-    wanted = matrix.astype(np.float64) @ inputs.missing
-    lost = gap @ matrix.T
-    best, step, share = 0.0, None, 0.0
-    for damping in DAMPINGS:
-        damped = moments + np.diag(damping * variance + least)
-        full = np.linalg.solve(damped, wanted.T).T.astype(np.float32)
-        found = rows @ full.T
-        along = float(np.einsum("ro,ro->", lost, found, dtype=np.float64))
-        size = float(np.einsum("ro,ro->", found, found, dtype=np.float64))
-        far = min(1.0, max(0.0, along / max(size, 1e-30)))
-        gain = far * (2 * along - far * size)
-        if gain > best:
-            best, step, share = gain, full, far
-    if step is None:
+    damped = moments + np.diag(DAMPING * variance + 1e-6 * max(float(variance.mean()), 1e-30))
+    wanted = matrix @ inputs.missing.astype(np.float32)
+    full = np.linalg.solve(damped, wanted.T.astype(np.float64)).T.astype(np.float32)
+    found, lost = rows @ full.T, gap @ matrix.T
+    along = float(np.einsum("ro,ro->", lost, found, dtype=np.float64))
+    size = float(np.einsum("ro,ro->", found, found, dtype=np.float64))
+    share = min(1.0, max(0.0, along / max(size, 1e-30)))
+    if share == 0.0:
         return matrix, 0.0
-    return np.asarray(matrix + np.float32(share) * step, np.float32), share
+    return np.asarray(matrix + np.float32(share) * full, np.float32), share

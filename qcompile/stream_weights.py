@@ -31,6 +31,9 @@ Array = npt.NDArray[np.float64]
 ROWS = 4096
 """Rows of inputs that are multiplied at once."""
 
+BESIDE = 64
+"""Samples that run in float beside, at least, where there are as many: each takes as long as another."""
+
 
 @dataclass(frozen=True)
 class Group:
@@ -95,14 +98,15 @@ def stream(
         advance: told how many groups are done.
     """
 
-    def begin(name: str) -> Stepper:
+    def begin(name: str, samples: Sequence[Feed]) -> Stepper:
         folder = None if spill is None else spill / name
         if folder is not None:
             folder.mkdir()
-        return Stepper(model, feeds, threads=threads, custom_ops=custom_ops, spill=folder)
+        return Stepper(model, samples, threads=threads, custom_ops=custom_ops, spill=folder)
 
-    stepper = begin("rounded")
-    real = begin("float") if beside else None
+    stepper = begin("rounded", feeds)
+    every = max(1, len(feeds) // BESIDE)
+    real = begin("float", feeds[::every]) if beside else None
 
     def put(matrix: Matrix, values: Values) -> None:
         stepper.replace_constant(
@@ -119,7 +123,7 @@ def stream(
 
         def inputs(group: Group = group, known: list[Inputs] = known) -> Inputs:
             if not known:
-                known.append(_inputs(group.tensor, stepper, real))
+                known.append(_inputs(group.tensor, stepper, real, every))
             return known[0]
 
         for matrix in group.matrices:
@@ -127,10 +131,11 @@ def stream(
         advance(i + 1, len(groups))
 
 
-def _inputs(tensor: str, stepper: Stepper, real: Stepper | None) -> Inputs:
+def _inputs(tensor: str, stepper: Stepper, real: Stepper | None, every: int) -> Inputs:
+    read = [live[tensor] for live in stepper.live]
     if real is None:
-        return Inputs(second_moments(live[tensor] for live in stepper.live))
-    return gather([live[tensor] for live in stepper.live], [live[tensor] for live in real.live])
+        return Inputs(second_moments(iter(read)))
+    return gather(read, [live[tensor] for live in real.live], every)
 
 
 def second_moments(arrays: Iterator[npt.NDArray[Any]]) -> Array:
