@@ -200,7 +200,12 @@ class _Gate:
             tried.append((f"batch {BATCH} ({shapes_text(batched)})", batched))
         feeds = [feed for _, feed in tried]
         options: dict[str, Any] = {"threads": self.threads, "custom_ops": self.custom_ops}
-        base = measure_load(self.float_model, feeds, **options)
+        held = self.opened if isinstance(self.opened, RememberedSession) else None
+        base = held.load if held is not None and held.load is not None else None
+        if base is None:
+            base = measure_load(self.float_model, feeds, **options)
+        if held is not None:
+            held.load = base
         if base.errors[0] is not None:
             raise ModelError(f"the float model cannot run {tried[0][0]}: {base.errors[0]}")
         self._tell("open", 0.5)

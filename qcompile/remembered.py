@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from qcompile.backends.ort import Feed, Session
+from qcompile.measure import LoadResult
 from qcompile.segmented import feed_digest
 
 __all__ = ["RememberedSession"]
@@ -18,7 +19,13 @@ ON_DISK = 4 << 30
 
 
 class RememberedSession(Session):
-    """Like the session that ``opens`` gives; the outputs of ``feeds`` are computed once."""
+    """Like the session that ``opens`` gives; the outputs of ``feeds`` are computed once.
+
+    Attributes:
+        load: how the model opened by itself in a gate, for the next one with the same samples.
+    """
+
+    load: LoadResult | None = None
 
     def __init__(
         self,
