@@ -48,7 +48,7 @@ class Nodes:
     def of(cls, model: oir.Model) -> Nodes:
         """Of a model."""
         return cls(
-            [oir.to_proto(node) for node in model.graph],
+            [oir.serde.serialize_node(node) for node in model.graph],
             [helper.make_opsetid(k, v) for k, v in model.opset_imports.items()],
             model.ir_version,
             [oir.to_proto(function) for function in model.functions.values()],
@@ -150,10 +150,10 @@ def as_array(constant: Constant) -> Array:
     """The constant's values, contiguous."""
     if isinstance(constant, np.ndarray):
         found = constant
-    elif isinstance(constant, oir.TensorProtocol):
-        found = constant.numpy()
-    else:
+    elif callable(constant):  # what a tensor is takes long to ask of a protocol
         found = constant()
+    else:
+        found = constant.numpy()
     return np.asarray(found, order="C")
 
 
