@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as oir
 
-from qcompile.ir.graph import attribute, constant, default_opset, origin
+from qcompile.ir.graph import attribute, constant, default_opset, origin, writer_past_cast
 from qcompile.ir.target import Target
 
 __all__ = ["FLOATS", "REFUSED", "Illegal", "check_legality"]
@@ -240,10 +240,7 @@ def _dequantizer(value: oir.Value | None) -> oir.Node | None:
 
 def _scales_have_scales(node: oir.Node) -> bool:
     """Whether the scales of a DQ are numbers of 8 bits with a scale of their own, as NVFP4 has them."""
-    scale = node.inputs[1]
-    maker = None if scale is None else scale.producer()
-    if maker is not None and maker.op_type == "Cast":
-        maker = None if maker.inputs[0] is None else maker.inputs[0].producer()
+    maker = writer_past_cast(node.inputs[1])
     return (
         maker is not None
         and maker.op_type == "DequantizeLinear"

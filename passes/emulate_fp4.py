@@ -15,7 +15,15 @@ import numpy as np
 import onnx_ir as oir
 
 from qcompile.ir.float4 import BLOCK, LARGEST, LARGEST_SCALE
-from qcompile.ir.graph import add_initializer, constant, drop_unused, fresh_name, register_constant
+from qcompile.ir.graph import (
+    add_initializer,
+    constant,
+    drop_unused,
+    fresh_name,
+    new_value,
+    register_constant,
+    writer_past_cast,
+)
 from qcompile.ir.manager import CompileState, PassResult
 from qcompile.passes.insert_fp4 import DOMAIN, DYNAMIC
 
@@ -59,10 +67,7 @@ def _stored(value: oir.Value | None) -> bool:
 
 def _weight(graph: oir.Graph, node: oir.Node) -> int:
     """Values times scales times the scale of those, as a constant."""
-    scales = node.inputs[1]
-    maker = None if scales is None else scales.producer()
-    if maker is not None and maker.op_type == "Cast":
-        maker = maker.inputs[0].producer() if maker.inputs[0] is not None else None
+    maker = writer_past_cast(node.inputs[1])
     if maker is None:
         return 0
     parts = [constant(v) for v in (node.inputs[0], *maker.inputs[:2])]
@@ -136,12 +141,9 @@ class _Writer:
         **attributes: int,
     ) -> oir.Value:
         """The result of an operator."""
-        name = fresh_name(self.graph, f"{self.base}_{op_type}")
-        node = oir.node(op_type, inputs, attributes=attributes, name=name)
-        node.outputs[0].name = fresh_name(self.graph, f"{name}_out")
-        node.outputs[0].type = oir.TensorType(kind)
+        node, made = new_value(self.graph, op_type, inputs, kind, self.base, **attributes)
         self.graph.insert_before(self.before, node)
-        return node.outputs[0]
+        return made
 
     def cast(self, value: oir.Value | None, to: oir.DataType) -> oir.Value:
         """``value`` in another type."""

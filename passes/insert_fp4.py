@@ -24,6 +24,7 @@ from qcompile.ir.graph import (
     constant,
     drop_unused,
     fresh_name,
+    new_value,
     origin,
 )
 from qcompile.ir.manager import CompileState, PassResult
@@ -177,12 +178,9 @@ class _Writer:
         kind: oir.DataType,
         **attributes: int,
     ) -> oir.Value:
-        name = fresh_name(self.graph, f"{base}_{op_type}")
-        node = oir.node(op_type, inputs, attributes=attributes, name=name)
-        node.outputs[0].name = fresh_name(self.graph, f"{base}_{op_type}_out")
-        node.outputs[0].type = oir.TensorType(kind)
+        node, made = new_value(self.graph, op_type, inputs, kind, base, **attributes)
         nodes.append(node)
-        return node.outputs[0]
+        return made
 
 
 def _laid_out(

@@ -18,9 +18,9 @@ import onnx_ir as oir
 
 from qcompile.ir.graph import (
     add_initializer,
-    fresh_name,
     insert_after_value,
     is_graph_output,
+    new_value,
     origin,
 )
 from qcompile.ir.manager import CompileState, PassResult
@@ -89,15 +89,18 @@ def _pad(graph: oir.Graph, product: oir.Node, index: int, axis: int, width: int)
     pads[axis] = missing
     q, dq = pair
     count = add_initializer(graph, f"{value.name}_pads", pads)
-    padded = _node(graph, "Pad", [q.inputs[0], count], value, product, axis, width)
-    integers = _node(graph, "QuantizeLinear", [padded, *q.inputs[1:]], value, product, axis, width)
-    integers.type = dq.inputs[0].type if dq.inputs[0] is not None else None
-    result = _node(
-        graph, "DequantizeLinear", [integers, *dq.inputs[1:]], value, product, axis, width
-    )
-    nodes = [n for n in (v.producer() for v in (padded, integers, result)) if n is not None]
-    graph.insert_before(product, nodes)
-    product.replace_input_with(index, result)
+    base, integers = value.name or "", dq.inputs[0]
+    found = q.inputs[0]
+    for op_type, others, like in (
+        ("Pad", [count], found),
+        ("QuantizeLinear", q.inputs[1:], integers),
+        ("DequantizeLinear", dq.inputs[1:], value),
+    ):
+        kind = None if like is None else like.dtype
+        node, found = new_value(graph, op_type, [found, *others], kind, base)
+        found.shape = _resized(value.shape, axis, width)
+        graph.insert_before(product, node)
+    product.replace_input_with(index, found)
     for node in (dq, q):
         if not node.outputs[0].uses() and not is_graph_output(node.outputs[0]):
             graph.remove(node, safe=True)
@@ -112,28 +115,10 @@ def _cut(graph: oir.Graph, product: oir.Node, missing: int, width: int) -> None:
         add_initializer(graph, f"{whole.name}_{what}", np.array([number], np.int64))
         for what, number in (("start", 0), ("end", width - missing), ("axis", -1))
     ]
-    cut = _node(graph, "Slice", [whole, *at], whole, product, -1, width - missing)
-    node = cut.producer()
-    if node is not None:
-        insert_after_value(graph, whole, [node], cut)
+    node, cut = new_value(graph, "Slice", [whole, *at], whole.dtype, whole.name or "")
+    cut.shape = whole.shape
+    insert_after_value(graph, whole, [node], cut)
     whole.shape = _resized(whole.shape, -1, width)
-
-
-def _node(
-    graph: oir.Graph,
-    op_type: str,
-    inputs: Sequence[oir.Value | None],
-    like: oir.Value,
-    product: oir.Node,
-    axis: int,
-    width: int,
-) -> oir.Value:
-    """The result of a new node, shaped like another value but for one axis."""
-    node = oir.node(op_type, inputs, name=fresh_name(graph, f"{product.name}_{op_type}"))
-    out = node.outputs[0]
-    out.name = fresh_name(graph, f"{like.name}_{op_type.lower()}")
-    out.type, out.shape = like.type, _resized(like.shape, axis, width)
-    return out
 
 
 def _resized(shape: oir.Shape | None, axis: int, width: int) -> oir.Shape | None:

@@ -15,7 +15,6 @@ from qcompile.compare import OutputComparison, OutputResult, compare_outputs
 from qcompile.data.inputs import Feed
 from qcompile.divergence import Divergence, TensorError
 from qcompile.ir.errors import CalibrationError, ModelError
-from qcompile.ir.load import load_model
 from qcompile.measure import SpeedResult, measure_many
 from qcompile.options import make_options
 from qcompile.prepare import prepare
@@ -136,7 +135,7 @@ def _inner(
     custom_ops: Path | None,
     tell: Reporter,
 ) -> None:
-    models = _reference(first, second), load_model(second.layered).model
+    models = _reference(first, second), second.graph().model
     as_written = second.artifact is not None
     options: dict[str, Any] = {"as_written": as_written, "custom_ops": custom_ops}
     whole = Divergence(*models, feeds, work, **options)
@@ -163,7 +162,7 @@ def _reference(first: Subject, second: Subject) -> oir.Model:
 
     Folding gives some tensors another scale under the same name, which is no error.
     """
-    loaded = load_model(first.layered)
+    loaded = first.graph()
     if first.artifact is not None or second.artifact is None:
         return loaded.model
     made_from = second.artifact.manifest.get("inputs", {})

@@ -17,6 +17,7 @@ from qcompile.backends.ort import AS_WRITTEN, Session, open_session
 from qcompile.data.inputs import Feed, InputSpec, input_specs
 from qcompile.ir.cache import from_integers, read_pairs
 from qcompile.ir.errors import ModelError, OutputError
+from qcompile.ir.load import Loaded, load_model
 from qcompile.ir.read import open_source, parse
 from qcompile.passes.emulate_fp4 import emulate_fp4
 
@@ -68,6 +69,13 @@ class Subject:
         config = AS_WRITTEN if self.portable else None
         model = runnable_form(self.model) if self.portable else self.model
         return open_session(model, config=config, **options)
+
+    def graph(self) -> Loaded:
+        """The graph of ``layered`` as it runs here: 4-bit floats are emulated in a portable model."""
+        loaded = load_model(self.layered)
+        if self.portable:
+            emulate_fp4(loaded.model)
+        return loaded
 
     def report(self) -> dict[str, Any]:
         """report.json of an artifact.

@@ -27,6 +27,7 @@ __all__ = [
     "fresh_name",
     "insert_after_value",
     "is_graph_output",
+    "new_value",
     "node_order",
     "origin",
     "origins",
@@ -36,6 +37,7 @@ __all__ = [
     "single_consumer",
     "subgraphs_of",
     "used_names",
+    "writer_past_cast",
 ]
 
 ORIGIN_KEY = "qcompile.origin"
@@ -181,6 +183,32 @@ def register_constant(graph: oir.Graph, name: str, array: npt.NDArray[np.generic
     )
     graph.register_initializer(value)
     return value
+
+
+def new_value(
+    graph: oir.Graph,
+    op_type: str,
+    inputs: Sequence[oir.Value | None],
+    kind: oir.DataType | None,
+    base: str,
+    **attributes: int,
+) -> tuple[oir.Node, oir.Value]:
+    """A node that stands nowhere yet, and its result, both under fresh names derived from ``base``."""
+    name = fresh_name(graph, f"{base}_{op_type}")
+    node = oir.node(op_type, inputs, attributes=attributes, name=name)
+    out = node.outputs[0]
+    out.name = fresh_name(graph, f"{name}_out")
+    out.type = None if kind is None else oir.TensorType(kind)
+    return node, out
+
+
+def writer_past_cast(value: oir.Value | None) -> oir.Node | None:
+    """The node that writes a value, or what a Cast makes it of."""
+    producer = None if value is None else value.producer()
+    if producer is None or producer.op_type != "Cast":
+        return producer
+    read = producer.inputs[0]
+    return None if read is None else read.producer()
 
 
 def replace_value(old: oir.Value, new: oir.Value) -> None:

@@ -114,3 +114,27 @@ def test_what_cannot_be_compared_is_refused(
     onnx.save(proto, tmp_path / "b.onnx")
     assert main(["compare", str(one), str(tmp_path / "b.onnx"), "-c", data]) == 2
     assert "the inputs differ: x against x, z" in capsys.readouterr().err
+
+
+def test_an_artifact_in_4_bit_floats_is_compared_by_what_its_arithmetic_gives(
+    tmp_path: Path, capsys: Capture
+) -> None:
+    rng = np.random.default_rng(1)
+    proto = onnx.parser.parse_model(
+        """<ir_version: 10, opset_import: ["" : 23]>
+        g (float[16, 32] x) => (float[16, 48] y) { a = MatMul (x, w)  y = Relu (a) }"""
+    )
+    weight = rng.standard_normal((32, 48)).astype(np.float32)
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(weight, "w"))
+    onnx.save(proto, tmp_path / "a.onnx")
+    for index in range(6):
+        sample = rng.standard_normal((16, 32)).astype(np.float32)
+        (tmp_path / "data").mkdir(exist_ok=True)
+        np.savez(tmp_path / "data" / f"{index}.npz", x=sample)
+    data, out = str(tmp_path / "data"), tmp_path / "out"
+    options = ["--target", "tensorrt-nvfp4", "--threads", "1", "--min-sqnr", "0", "-o", str(out)]
+    assert main([str(tmp_path / "a.onnx"), "-c", data, *options]) == 0
+    capsys.readouterr()
+    found = compared(capsys, tmp_path / "a.onnx", out, "-c", data)
+    assert found["outputs"][0]["sqnr_db"] > 5
+    assert "a" in [row["tensor"] for row in found["layers"]]
