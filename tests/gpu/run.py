@@ -36,8 +36,10 @@ def main() -> int:
     for path in sorted(folder.glob("*.json")):
         found = json.loads(path.read_text(encoding="utf-8"))
         times = ", ".join(f"{name} {ms:.3f} ms" for name, ms in found["p50_ms"].items())
+        exact = found["accuracy_db"]  # None: nothing differs
+        accuracy = "equal" if exact is None else f"{exact:.1f} dB"
         print(
-            f"{path.stem}: {times}; {found['accuracy_db']:.1f} dB to float, kernels {found['kernels']}, "
+            f"{path.stem}: {times}; {accuracy} to float, kernels {found['kernels']}, "
             f"{found['library']} {found['tensorrt']} on {found['gpu']}"
         )
     return code

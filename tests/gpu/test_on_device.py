@@ -85,7 +85,7 @@ def test_the_engine_computes_what_its_graph_says(
     found = done.result
     # kernels of 16 bits round what lies between the layers differently
     assert found["agreement_db"] is None or found["agreement_db"] > 25
-    assert found["accuracy_db"] > 10
+    assert found["accuracy_db"] is None or found["accuracy_db"] > 10
     assert set(found["p50_ms"]) >= {target.removeprefix("tensorrt-"), "float"}
     if kernels:
         assert found["kernels"].get(kernels, 0) > 0, "nothing was realised in few bits"
