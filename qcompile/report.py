@@ -18,6 +18,10 @@ __all__ = ["REPORT_VERSION", "CompileReport", "notes_as_data", "passes_as_data"]
 REPORT_VERSION = 1
 
 
+MANY = 8
+"""Outputs that are listed one by one; a decoder's cache has two for each block."""
+
+
 @dataclass(frozen=True)
 class CompileReport:
     """Everything about one compile.
@@ -119,6 +123,29 @@ class CompileReport:
         rows = sorted(((one["seconds"], name) for name, one in (*parts, *passes)), reverse=True)
         return [f"  {seconds:7.2f} s  {name}" for seconds, name in rows[:12] if seconds >= 0.01]
 
+    def _output_lines(self) -> list[str]:
+        """The outputs' errors; of many, the first and the worst, and what the others lie between."""
+        outputs = [o for o in self.data["gate"]["outputs"] if o["sqnr_db"] is not None]
+        shown = outputs
+        if len(outputs) > MANY:
+            worst = min(outputs, key=lambda o: o["sqnr_db"])
+            shown = [outputs[0]] + ([] if worst is outputs[0] else [worst])
+        lines = []
+        for output in shown:
+            lines.append(
+                f"  output {output['name']}: SQNR {output['sqnr_db']:.1f} dB, "
+                f"worst sample {output['worst_sqnr_db']:.1f} dB ({output['worst_sample']})"
+            )
+            lines += [
+                f"    {group['text']}: SQNR {group['sqnr_db']:.1f} dB, peak {group['peak']:.3g}"
+                for group in output.get("groups") or []
+            ]
+        others = [o["sqnr_db"] for o in outputs if o not in shown]
+        if others:
+            low, high = min(others), max(others)
+            lines.append(f"  {len(others)} other outputs: SQNR {low:.1f} to {high:.1f} dB")
+        return lines
+
     def summary(self) -> str:
         """The text of a run: stages, numbers, what was left alone, headlines."""
         data = self.data
@@ -134,16 +161,7 @@ class CompileReport:
         lines += self._cost_lines()
         for row in data["plan"]["candidates"]:
             lines.append(f"    {row['text']}")
-        for output in data["gate"]["outputs"]:
-            if output["sqnr_db"] is not None:
-                lines.append(
-                    f"  output {output['name']}: SQNR {output['sqnr_db']:.1f} dB, "
-                    f"worst sample {output['worst_sqnr_db']:.1f} dB ({output['worst_sample']})"
-                )
-                lines += [
-                    f"    {group['text']}: SQNR {group['sqnr_db']:.1f} dB, peak {group['peak']:.3g}"
-                    for group in output.get("groups") or []
-                ]
+        lines += self._output_lines()
         lines += self._speed_lines()
         stages = ", ".join(f"{s['name']} {s['seconds']:.1f} s" for s in data["stages"])
         lines.append(f"  time: {stages}; {sum(s['seconds'] for s in data['stages']):.1f} s in all")
