@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from qcompile.build import Builder
+from qcompile.float_only import nothing_integer, why_float
 from qcompile.gate import Limits, judge
 from qcompile.ir.errors import OptionError, PassError, QCompileError
 from qcompile.ir.plan import FLOAT, PrecisionPlan
@@ -34,9 +35,14 @@ def pass_gate(
     A candidate that failed on accuracy is followed by the next more accurate one; one that failed on
     speed or size alone by the next in order, whatever its accuracy.
 
+    Where nothing in the model could be integer, that is the verdict, and nothing runs.
+
     Raises:
         OptionError: every candidate needs a newer ONNX Runtime than --min-ort.
     """
+    why = why_float(job.prepared) if job.prepared.target.ops else ""
+    if why and found.order and not job.options.best_effort:
+        return found.order[0], nothing_integer(why)
     fused, rule = _comparison(found, builder, reporter), needed(job)
     first: tuple[Candidate, GateResult] | None = None
     least: float | None = None

@@ -10,8 +10,9 @@ from qcompile.ir.graph import subgraphs_of
 from qcompile.ir.macs import MAC_OPERATORS
 from qcompile.ir.tidy import integer_operators
 from qcompile.prepare import Prepared
+from qcompile.verdict import FAIL, Check, GateResult, conclude
 
-__all__ = ["inside_text", "layers_inside", "why_float"]
+__all__ = ["inside_text", "layers_inside", "nothing_integer", "why_float"]
 
 
 def layers_inside(model: oir.Model) -> tuple[Counter[str], Counter[str]]:
@@ -51,6 +52,16 @@ def why_float(prepared: Prepared) -> str:
     most = Counter(node.op_type for node in prepared.model.graph).most_common(3)
     names = ", ".join(f"{count} {name}" for name, count in most) or "no node"
     return f"it has no Conv, MatMul, Gemm or LSTM ({names})"
+
+
+def nothing_integer(why: str) -> GateResult:
+    """The verdict where no layer became integer: there is nothing to run.
+
+    Args:
+        why: one clause.
+    """
+    text = f"no layer can be integer with this target and these options: {why}"
+    return conclude([Check("layers", FAIL, text)])
 
 
 def _has_macs(node: oir.Node) -> bool:

@@ -11,6 +11,7 @@ import numpy as np
 
 from qcompile.backends.ort import AS_WRITTEN
 from qcompile.data.inputs import Feed
+from qcompile.float_only import nothing_integer, why_float
 from qcompile.gate import judge
 from qcompile.job import Job
 from qcompile.language import (
@@ -24,7 +25,7 @@ from qcompile.limits import Metric, PairMetric
 from qcompile.remembered import RememberedSession
 from qcompile.segmented import SegmentedSession
 from qcompile.units import Drop
-from qcompile.verdict import FAIL, Check, GateResult, conclude
+from qcompile.verdict import GateResult
 from qcompile.weights_plan import MatrixChoice
 
 __all__ = ["generated", "judge_weights", "left_float"]
@@ -38,12 +39,10 @@ def left_float(job: Job, choices: Sequence[MatrixChoice]) -> GateResult | None:
     if job.options.best_effort or any(choice.spec is not None for choice in choices):
         return None
     reasons = Counter(choice.reason for choice in choices).most_common(1)
-    why = (
-        f"all {len(choices)} stay float, most because: {reasons[0][0]}"
-        if reasons
-        else "it has none"
+    most = (
+        f"all {len(choices)} matrices stay float, most because: {reasons[0][0]}" if reasons else ""
     )
-    return conclude([Check("layers", FAIL, f"no matrix of constants can be integer ({why})")])
+    return nothing_integer(most or why_float(job.prepared) or "it has no matrix of constants")
 
 
 def judge_weights(

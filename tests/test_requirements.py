@@ -214,3 +214,18 @@ def test_loading_on_a_cpu_that_lacks_features_warns(
     other = replace(get_device("x86-vnni"), features=("avx2", "avx_vnni"))
     monkeypatch.setattr("qcompile.result.detect", lambda: other)
     qcompile.load(result.path)
+
+
+def test_where_nothing_can_be_integer_nothing_is_judged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("qcompile.attempts.judge", None)  # calling it would fail
+    proto = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["" : 17]> g (float[n, 8] x) => (float[n, 8] y) { y = Relu(x) }'
+    )
+    feeds = [{"x": np.ones((1, 8), np.float32)} for _ in range(4)]
+    result = qcompile.compile(proto, calibration=feeds, output=tmp_path / "out", gate_time="1s")
+    assert result.exit_code == 3
+    headline = result.report.data["headline"]
+    assert headline.count("it has no Conv, MatMul, Gemm or LSTM (1 Relu)") == 1
+    assert "--best-effort" in result.report.data["next"]

@@ -274,7 +274,7 @@ def test_where_all_stays_float_nothing_is_run(
     monkeypatch.setattr("qcompile.weights_gate.judge", None)  # calling it would fail
     result = compiled(model, feeds, tmp_path, keep_float=("*",))
     assert result.exit_code == 3
-    assert "no matrix of constants can be integer" in result.report.data["headline"]
+    assert "no layer can be integer" in result.report.data["headline"]
     assert "kept float by the user" in result.report.data["headline"]
 
 
