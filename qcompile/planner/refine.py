@@ -92,11 +92,11 @@ def _may_win(candidate: Candidate, gain_db: float, best: float) -> bool:
 
 
 def _promising(order: Sequence[Candidate], most: int) -> list[Candidate]:
-    """The first, the fastest (whose accuracy may have been all that spoke against it), the next.
+    """The first, the fastest other (whose accuracy may have been all that spoke against it), the next.
 
     One that is as fast and as accurate as another of them would only be refitted to the same.
     """
-    fastest = max(order, key=lambda c: c.speedup or 0.0, default=None)
+    fastest = max(order[1:], key=lambda c: c.speedup or 0.0, default=None)
     found: list[Candidate] = []
     for candidate in (*order[:1], *(() if fastest is None else (fastest,)), *order):
         if not any(_alike(candidate, known) for known in found):

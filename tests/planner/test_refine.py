@@ -25,6 +25,11 @@ def test_the_first_and_the_fastest() -> None:
     assert names(order, 3) == ["a", "c", "b"]
 
 
+def test_where_the_first_is_the_fastest_the_fastest_of_the_others_follows() -> None:
+    order = [candidate("a", 2.1, 43.0), candidate("b", 1.7, 46.0), candidate("c", 2.0, 33.0)]
+    assert names(order) == ["a", "c"]
+
+
 def test_one_that_is_as_fast_and_as_accurate_is_not_refitted_again() -> None:
     order = [candidate("a", 2.00, 14.0), candidate("b", 2.02, 14.3), candidate("c", 1.8, 20.0)]
     assert names(order) == ["a", "c"]
