@@ -100,7 +100,7 @@ def judge(
         threads: threads inside an operator; None leaves the runtime's choice.
         budget_s: time for timing.
         speed: False skips timing (its check is then "skipped").
-        time_failed: time an artifact too whose accuracy is not what was asked for.
+        time_failed: time and roll an artifact too whose accuracy is not what was asked for.
         spins: False where idle threads that spin are known to leave ratios vague.
         custom_ops: library with custom operators.
         config: session options under which the artifact is opened and compared.
@@ -122,10 +122,11 @@ def judge(
     gate.sizes()
     if gate.opens() and gate.interface():
         gate.accuracy(list(names) or [str(i) for i in range(len(feeds))], slices or {})
-        if rollout is not None and not any(c.state == FAIL for c in gate.checks):
-            gate.roll(rollout, with_metric=metric is not None)
         if metric is not None:
             gate.metric(named_metric(metric))
+        failed = {c.name for c in gate.checks if c.state == FAIL}
+        if rollout is not None and not failed - ({"metric"} if time_failed else set()):
+            gate.roll(rollout, with_metric=metric is not None)
         gate.outputs_check(with_metric=metric is not None)
         hopeless = {"runs"} if time_failed else {"runs", "metric", "accuracy", "steps", "finite"}
         if speed and not any(c.name in hopeless and c.state == FAIL for c in gate.checks):
