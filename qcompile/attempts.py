@@ -99,6 +99,7 @@ def _judge(
         reference=job.reference,
         fused=None if fused is None else fused.build.path,
         rollout=job.rollout,
+        selected=job.prepared.selected,
         threads=job.options.threads,
         budget_s=job.options.gate_time,
         spins=spins,

@@ -36,6 +36,7 @@ from qcompile.retrain import carried_options, open_base
 from qcompile.reuse import fingerprint, locked, up_to_date
 from qcompile.runnable import keep_runnable
 from qcompile.scratch import remove_abandoned, scratch_folder, scratch_root
+from qcompile.selected import expose
 from qcompile.stages import Stages
 from qcompile.state import with_state
 from qcompile.unfinished import Unfinished
@@ -202,7 +203,12 @@ def _float_files(source: Any, prepared: Prepared, work: Path) -> tuple[Path, Pat
     A model that comes with Q/DQ is what the outputs must equal; what the artifact must beat is the
     same network in float, as if it had not been trained for quantization.
     """
-    if isinstance(source, (str, Path)):
+    if prepared.selected.before:
+        path = work / "exposed.onnx"
+        exposed = prepared.loaded.model.clone()
+        expose(exposed, prepared.selected.before)
+        save_model(exposed, path)
+    elif isinstance(source, (str, Path)):
         path = Path(source)
     else:
         path = work / "float.onnx"

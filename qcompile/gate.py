@@ -37,16 +37,9 @@ from qcompile.needed import FLOOR_DB
 from qcompile.remembered import RememberedSession
 from qcompile.rollout import Rollout, StepResult, roll
 from qcompile.segmented import SegmentedSession
+from qcompile.selected import NONE_SELECTED, Selected
 from qcompile.sizes import model_bytes
-from qcompile.verdict import (
-    FAIL,
-    PASS,
-    SKIPPED,
-    Check,
-    GateResult,
-    ScoreResult,
-    conclude,
-)
+from qcompile.verdict import FAIL, PASS, SKIPPED, Check, GateResult, ScoreResult, conclude
 
 __all__ = ["Limits", "Metric", "judge", "model_bytes"]
 
@@ -66,6 +59,7 @@ def judge(
     slices: Mapping[str, str] | None = None,
     extremes: Sequence[Feed] = (),
     rollout: Rollout | None = None,
+    selected: Selected = NONE_SELECTED,
     reference: Path | None = None,
     fused: Path | None = None,
     opened: RememberedSession | SegmentedSession | None = None,
@@ -97,6 +91,7 @@ def judge(
         opened: what the outputs must equal, opened by the caller. Where it runs in parts, because the float
             model does not fit in memory, speed is not measured, and other shapes are the artifact's alone.
         rollout: how state is carried over, for models that keep some; N steps are then judged too.
+        selected: outputs that are not compared.
         threads: threads inside an operator; None leaves the runtime's choice.
         budget_s: time for timing.
         speed: False skips timing (its check is then "skipped").
@@ -117,7 +112,7 @@ def judge(
     limits = limits or Limits()
     gate = _Gate(Path(float_model), Path(artifact), feeds, limits, threads, custom_ops, progress)
     gate.config, gate.reference, gate.provider, gate.spins = config, reference, provider, spins
-    gate.fused, gate.extremes, gate.opened = fused, extremes, opened
+    gate.fused, gate.extremes, gate.opened, gate.selected = fused, extremes, opened, selected
     gate.watch = watch or (metric if isinstance(metric, PairMetric) else None)
     gate.sizes()
     if gate.opens() and gate.interface():
@@ -172,6 +167,7 @@ class _Gate:
     watch: PairMetric | None = None
     extremes: Sequence[Feed] = ()
     opened: RememberedSession | SegmentedSession | None = None
+    selected: Selected = NONE_SELECTED
     provider: str = CPU
     spins: bool = True
     float_session: Session = field(init=False)
@@ -270,7 +266,7 @@ class _Gate:
             except ModelError as e:
                 self.checks.append(Check("runs", FAIL, f"fails on sample '{name}': {e}"))
                 continue
-            compare_outputs(compared, name, slices.get(name), ref, got)
+            compare_outputs(compared, name, slices.get(name), self.selected.judged(ref), got)
             if self.watch is not None:
                 self.watch.take(feed, ref, got)
             self._tell("compare", (index + 1) / len(self.feeds))

@@ -11,14 +11,12 @@ from qcompile.backends.ort import AS_WRITTEN, Session, open_session
 from qcompile.backends.trt import Profile
 from qcompile.data.inputs import Feed, InputSpec, random_feeds
 from qcompile.data.plausible import doubts
-from qcompile.data.selected import selected_outputs
 from qcompile.data.sources import FeedSet, open_feeds
 from qcompile.data.subset import diverse_indices, every_fourth, hold_back
 from qcompile.data.text import text_recipe
 from qcompile.gate import Limits
 from qcompile.ir.affine import TensorRange
 from qcompile.ir.errors import OptionError
-from qcompile.ir.graph import origin
 from qcompile.ir.manager import CompileState
 from qcompile.ir.plan import FLOAT, PrecisionPlan
 from qcompile.ir.save import save_model
@@ -268,12 +266,7 @@ def doubted(prepared: Prepared, data: Data, options: Options, work: Path) -> Dat
     if not data.random:
         feeds = data.selection()[:PLAUSIBLE]
         told += doubts(prepared.loaded.model, feeds, work, options.custom_ops)
-    if data.metric is None:
-        told += [
-            f"output '{name}' is what '{origin(node)}' ({node.op_type}) selects: rows change places at "
-            "the least difference, so SQNR says little of it; give --metric, or a model cut off before it"
-            for name, node in selected_outputs(prepared.loaded.model).items()
-        ]
+    told += prepared.selected.findings()
     return replace(data, findings=(*data.findings, *told))
 
 

@@ -32,6 +32,7 @@ from qcompile.passes.quantizable import Site, classify
 from qcompile.passes.recover_grid import RecoverGrid
 from qcompile.passes.spell_fused import SpellFused
 from qcompile.passes.widen_half import WidenHalf
+from qcompile.selected import NONE_SELECTED, Selected, expose, find_selected
 
 __all__ = ["Prepared", "prepare"]
 
@@ -53,6 +54,7 @@ class Prepared:
         notes: what loading and upgrading did or left alone.
         given: scales that the model brought along.
         factors: tensor -> k of the factors 2^k that its channels were divided by (see ``even_out``).
+        selected: outputs behind a selection; what it reads are outputs of ``model``.
     """
 
     loaded: Loaded
@@ -64,6 +66,7 @@ class Prepared:
     notes: tuple[Note, ...]
     given: Given = NOTHING_GIVEN
     factors: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    selected: Selected = NONE_SELECTED
 
 
 def prepare(source: Any, target: Target, options: Options, work: Path | None = None) -> Prepared:
@@ -98,6 +101,10 @@ def prepare(source: Any, target: Target, options: Options, work: Path | None = N
     )
     if contrib and target.ops and target.weights is None:
         passes = [WidenHalf(), *passes]
+    selected = NONE_SELECTED
+    if contrib and target.weights is None and not _has_pairs(model):
+        selected = find_selected(model)
+        expose(model, selected.before)
     if _has_pairs(model):
         passes = [
             FoldConstants(),
@@ -123,6 +130,7 @@ def prepare(source: Any, target: Target, options: Options, work: Path | None = N
         tuple(manager.records),
         (*loaded.notes, *notes),
         Given(state.qparams, state.weights),
+        selected=selected,
     )
 
 

@@ -13,6 +13,8 @@ from qcompile.environment import describe_versions
 from qcompile.gate import Limits, judge
 from qcompile.ir.errors import QCompileError
 from qcompile.needed import FLOOR_DB
+from qcompile.scratch import scratch_folder
+from qcompile.selected import exposed_pair
 from qcompile.subject import Subject, stored_samples
 from qcompile.verdict import FAIL, PASS, SKIPPED, Check, GateResult
 
@@ -94,17 +96,20 @@ def recheck(
         checks.append(Check("gate", SKIPPED, text))
     else:
         samples = list(feeds) or stored_samples(subject.path)
-        gate = judge(
-            float_model,
-            subject.model,
-            samples,
-            _limits(report),
-            names=names,
-            threads=threads or report["inputs"].get("option.threads"),
-            budget_s=gate_time,
-            custom_ops=custom_ops,
-            progress=progress,
-        )
+        with scratch_folder() as work:
+            exact, artifact, selected = exposed_pair(float_model, subject.model, work)
+            gate = judge(
+                exact,
+                artifact,
+                samples,
+                _limits(report),
+                names=names,
+                selected=selected,
+                threads=threads or report["inputs"].get("option.threads"),
+                budget_s=gate_time,
+                custom_ops=custom_ops,
+                progress=progress,
+            )
         checks += gate.checks
     return Recheck(tuple(checks), gate, _versions(report))
 

@@ -22,6 +22,7 @@ from qcompile.ranges import Ranges
 from qcompile.report import CompileReport
 from qcompile.report_data.details import Built, describe_details
 from qcompile.retrain import moved, moved_texts
+from qcompile.selected import hide
 from qcompile.stages import Stages
 from qcompile.verdict import GateResult
 
@@ -45,6 +46,8 @@ def write_artifact(
     layers, share = describe_layers(job, build)
     outcome = settle(gate, job, layers, foreign=ranges.foreign)
     place, handed_over = place_for(folder, outcome)
+    for model in (build.lowered, build.portable):
+        hide(model, job.prepared.selected.before)
     save_model(build.lowered, place / MODEL)
     save_model(build.portable, place / PORTABLE)
     hashes = {name: file_sha256(place / name) for name in (MODEL, PORTABLE)}

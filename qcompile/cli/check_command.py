@@ -17,6 +17,8 @@ from qcompile.ir.load import load_model
 from qcompile.options import make_options
 from qcompile.rollout import find_rollout
 from qcompile.scores import make_metric
+from qcompile.scratch import scratch_folder
+from qcompile.selected import exposed_pair
 
 __all__ = ["command"]
 
@@ -61,11 +63,12 @@ def command(
     opened = open_session(float_model, threads=options.threads, custom_ops=options.custom_ops)
     found = find_rollout(opened.inputs, opened.outputs, options.state, options.steps)
     rollout = None if found is None else found.of_decoder(specs)
-    with Progress(quiet=quiet or as_json, verbose=verbose) as progress:
+    with Progress(quiet=quiet or as_json, verbose=verbose) as progress, scratch_folder() as work:
         progress.stage("check")
+        exact, artifact, selected = exposed_pair(float_model, other, work)
         result = judge(
-            float_model,
-            other,
+            exact,
+            artifact,
             list(feeds),
             Limits(
                 min_speedup=options.min_speedup,
@@ -77,6 +80,7 @@ def command(
             metric=make_metric(options, specs, feeds, calibrated=False),
             names=feeds.names,
             rollout=rollout,
+            selected=selected,
             threads=options.threads,
             budget_s=options.gate_time,
             custom_ops=options.custom_ops,
@@ -87,7 +91,7 @@ def command(
         return result.exit_code
     for check in result.checks:
         print(check_line(check.state, check.name, check.text))
-    for note in result.notes:
+    for note in (*selected.findings(), *result.notes):
         print(f"  note: {note}")
     if feeds.random:
         print("warning: judged on random data; pass --calibration")

@@ -28,6 +28,7 @@ from qcompile.planner.sweep import PlanPoint, pareto, pareto_json
 from qcompile.planner.units import full_plan, units
 from qcompile.planner.widening import Wider, wide_front, wide_point
 from qcompile.reporter import Reporter
+from qcompile.selected import hide
 from qcompile.sizes import model_bytes
 from qcompile.stopwatch import Stopwatch
 
@@ -302,8 +303,13 @@ class Proposer:
         """Sensitivities in the forms of a plan in which everything is integer that can be."""
         options, prepared = self._job.options, self._job.prepared
         quantized, _ = self._builder.portable(plan)
+        model = prepared.model
+        if prepared.selected.outputs:
+            model = model.clone()
+            hide(model, prepared.selected.outputs)
+            hide(quantized, prepared.selected.outputs)
         return measure_model(
-            prepared.model,
+            model,
             quantized,
             prepared.target,
             self._race.feeds[:SAMPLES],

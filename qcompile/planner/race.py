@@ -18,6 +18,7 @@ from qcompile.job import Job
 from qcompile.measure import measure_many
 from qcompile.needed import Needed
 from qcompile.planner.clock import idle_ns, typical_feed
+from qcompile.selected import NONE_SELECTED, Selected
 
 __all__ = ["FLOAT_NAME", "Candidate", "Race", "open_race"]
 
@@ -104,6 +105,7 @@ class Race:
             another builder does not run the model again.
         clock: model file -> nanoseconds, of all that was timed.
         spins: idle threads spin while candidates are timed, until that was seen to leave them vague.
+        selected: outputs that are not compared.
     """
 
     builder: Builder
@@ -116,6 +118,7 @@ class Race:
     expected: Sequence[Mapping[str, Any]] | None = field(default=None, repr=False)
     clock: dict[Path, float] = field(default_factory=dict, repr=False)
     spins: bool = True
+    selected: Selected = NONE_SELECTED
 
     def __post_init__(self) -> None:
         """Run the float model once."""
@@ -127,7 +130,7 @@ class Race:
             custom_ops=self.custom_ops,
             config=AS_WRITTEN if self.reference else None,
         )
-        self.expected = [session.run(feed) for feed in self.feeds]
+        self.expected = [self.selected.judged(session.run(feed)) for feed in self.feeds]
 
     def accuracy(self, name: str, plan: PrecisionPlan) -> Candidate:
         """Build a plan and compare its outputs with float's."""
@@ -226,4 +229,5 @@ def open_race(job: Job, builder: Builder, seconds_each: float = 1.5) -> Race:
         job.options.custom_ops,
         seconds_each,
         job.reference,
+        selected=job.prepared.selected,
     )

@@ -74,7 +74,7 @@ def worst_samples(
                 {"name": key, "shape": "x".join(map(str, np.shape(value)))}
                 | reader.read(np.asarray(value), np.asarray(got[key]), _pixels(feed))
                 for key, value in wanted.items()
-                if isinstance(value, np.ndarray) and isinstance(got[key], np.ndarray)
+                if isinstance(value, np.ndarray) and isinstance(got.get(key), np.ndarray)
             ]
         rows.append(
             {
