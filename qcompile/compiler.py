@@ -204,7 +204,7 @@ def _float_files(source: Any, prepared: Prepared, work: Path) -> tuple[Path, Pat
     same network in float, as if it had not been trained for quantization.
     """
     if prepared.selected.before:
-        path = work / "exposed.onnx"
+        path = work / (Path(source).name if isinstance(source, (str, Path)) else "float.onnx")
         exposed = prepared.loaded.model.clone()
         expose(exposed, prepared.selected.before)
         save_model(exposed, path)
