@@ -107,8 +107,11 @@ class Perplexity:
         first, second = (np.asarray(outputs[self._language.logits]) for outputs in (ref, got))
         if first.shape != second.shape:
             second = np.full_like(first, np.nan)
-        following = np.asarray(feed[self._language.tokens], np.int64)[:, 1:]
-        self.likeness.add(first, second, following)
+        ids = np.asarray(feed[self._language.tokens], np.int64)
+        # some models give logits of the last tokens alone, others put something in front of the tokens
+        count = min(ids.shape[1], first.shape[1])
+        following = ids[:, ids.shape[1] - count + 1 :]
+        self.likeness.add(first[:, -count:], second[:, -count:], following)
 
     def both(self) -> tuple[float, float]:
         """Float's, the artifact's."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from qcompile.language import Language, Perplexity
 from qcompile.probabilities import Likeness, surprise
 
 
@@ -52,3 +53,17 @@ def test_two_models_predictions_are_compared_token_by_token(
     last = surprise(first[:, -2:-1], tokens[:, -1:]).sum()
     last += surprise(first[:1, -2:-1], tokens[:1, -1:]).sum()
     assert ends.perplexity[0] == pytest.approx(np.exp(last / 3), rel=1e-6)
+
+
+@pytest.mark.parametrize("given", [1, 3, 5, 8])
+def test_logits_of_fewer_or_more_tokens_are_those_at_the_end(given: int) -> None:
+    rng = np.random.default_rng(2)
+    ids = rng.integers(0, 30, (1, 5))
+    logits = rng.normal(0, 4, (1, given, 30)).astype(np.float32)
+    pairs = Perplexity(Language("ids", "logits"))
+    pairs.take({"ids": ids}, {"logits": logits}, {"logits": logits})
+    count = min(given, 5)
+    rows = logits[:, -count:][:, :-1]
+    wanted = float(np.exp(surprise(rows, ids[:, 6 - count :]).mean())) if count > 1 else 1.0
+    assert pairs.both() == pytest.approx((wanted, wanted), rel=1e-6)
+    assert pairs.likeness.positions == count
