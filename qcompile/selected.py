@@ -45,11 +45,14 @@ class Selected:
     def findings(self) -> tuple[str, ...]:
         """For people."""
         read = ", ".join(f"'{name}'" for name in self.before)
-        return tuple(
-            f"output '{name}' is what {node} selects, whose rows change places at the least difference: "
-            f"judged by what is selected from, {read}"
-            for name, node in self.outputs.items()
-        )
+        found = []
+        for node in dict.fromkeys(self.outputs.values()):
+            names = ", ".join(f"'{n}'" for n, one in self.outputs.items() if one == node)
+            found.append(
+                f"{node} selects what stands in {names}, and rows change places at the least "
+                f"difference: judged by what is selected from, {read}"
+            )
+        return tuple(found)
 
 
 NONE_SELECTED = Selected({}, ())
