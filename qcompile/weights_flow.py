@@ -62,7 +62,6 @@ from qcompile.weights_plan import (
     as_plan,
     choose_matrices,
     follow_plan,
-    only_as,
     raise_bits,
     raise_dear,
     raised_share,
@@ -172,16 +171,23 @@ def compile_weights(
         with stages("calibrate the cache"):
             cache = find_cache(job)
     disk = job.work / "rounded" if keep is not None else progress_folder(output)
+    again = algorithm == "descent"  # what is rounded behind a matrix makes up for its error
     base, apart = choices, dict[str, float]()
-    if algorithm == "descent":
+    if again and wanted is not None:
+        base = wanted
+    elif again:
         with stages("find what disturbs"):
             claim(disk, key)
             apart = disturbed_by_nearest(job, choices, language, disk, stages.reporter.advance)
-            dear = able(raise_dear(choices, apart))
-            base = dear if wanted is None else only_as(choices, dear, wanted)
-    with stages("round weights"):
-        checkpoint = Checkpoint(disk, key, as_plan(base).to_json())
-        few = round_matrices(job, base, algorithm, stages.reporter.advance, checkpoint)
+            base = able(raise_dear(choices, apart))
+
+    def rounded_as(asked: Sequence[MatrixChoice]) -> tuple[dict[str, Rounded], Checkpoint]:
+        with stages("round weights"):
+            kept = Checkpoint(disk, key, as_plan(asked).to_json())
+            return round_matrices(job, asked, algorithm, stages.reporter.advance, kept), kept
+
+    few, checkpoint = rounded_as(base)
+    fitted = base
     peaks: dict[str, TensorRange] = {}
     if engine:
         with stages("calibrate"):
@@ -190,7 +196,7 @@ def compile_weights(
     records: tuple[PassRecord, ...] = ()
     taken, keep_share = base if wanted is None else wanted, 1.0
     while True:
-        rounded = _with_raised(few, base, taken, Checkpoint(job.work / "raised", {}))
+        rounded = _with_raised(few, fitted, taken, Checkpoint(job.work / "raised", {}))
         with stages("lower"):
             path = job.work / f"weights{len(tried)}.onnx"
             model = lower(job.prepared.model, rounded, form)
@@ -220,6 +226,9 @@ def compile_weights(
         if raised == taken:
             break
         taken = raised
+        if again:
+            few, checkpoint = rounded_as(taken)
+            fitted = taken
     if engine:
         made = Compressed(tuple(tried), algorithm, tuple(notes), None)
         result = deliver_engine(job, made, peaks, lock, key, stages, output, keep)

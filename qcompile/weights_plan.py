@@ -20,7 +20,6 @@ __all__ = [
     "as_plan",
     "choose_matrices",
     "follow_plan",
-    "only_as",
     "raise_bits",
     "raise_dear",
     "raised_share",
@@ -209,14 +208,6 @@ def _raised(
 
 def _share(disturbance: Mapping[str, float], choice: MatrixChoice, total: float) -> str:
     return f"{disturbance.get(choice.matrix.name, 0.0) / max(total, 1e-300):.1%}"
-
-
-def only_as(
-    before: Sequence[MatrixChoice], after: Sequence[MatrixChoice], wanted: Sequence[MatrixChoice]
-) -> list[MatrixChoice]:
-    """``after`` where it is on the grid that is wanted, else ``before``."""
-    rows = zip(before, after, wanted, strict=True)
-    return [new if new.spec == asked.spec else old for old, new, asked in rows]
 
 
 def raised_share(before: Sequence[MatrixChoice], after: Sequence[MatrixChoice]) -> float:

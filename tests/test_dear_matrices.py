@@ -14,7 +14,7 @@ from qcompile import dear_matrices, weights_flow
 from qcompile.backends.tables import get_target
 from qcompile.ir.matrices import find_matrices
 from qcompile.options import make_options
-from qcompile.weights_plan import MatrixChoice, choose_matrices, only_as, raise_dear, with_bits
+from qcompile.weights_plan import MatrixChoice, choose_matrices, raise_dear
 
 MODEL = """
 <ir_version: 8, opset_import: ["" : 17]>
@@ -73,12 +73,6 @@ def test_8_bits_go_where_a_byte_buys_most(choices: list[MatrixChoice]) -> None:
     raised = raise_dear(choices, {**mean, "narrow": 3.0 * sizes[0]})
     assert [c.precision for c in raised] == ["int8-weights", "int4-weights", "int4-weights"]
     assert raised[0].reason.endswith("of what few bits do to the output")
-
-
-def test_a_lock_s_precisions_come_first(choices: list[MatrixChoice]) -> None:
-    raised = [with_bits(c, 8, "dear") for c in choices]
-    wanted = [choices[0], raised[1], choices[2]]
-    assert only_as(choices, raised, wanted) == wanted
 
 
 def test_the_default_raises_them_before_it_rounds(model: onnx.ModelProto, tmp_path: Path) -> None:
