@@ -44,7 +44,9 @@ def main(model: str, text: str, tokenizer: str, out: str, algorithm: str, *grid:
         job = Job(prepared, gather(prepared, options), options, Path(model), work)
         choices = choose_matrices(find_matrices(prepared.model)[0], target.weights, options)
         kept = Checkpoint(work / "rounded", {})
-        rounded = round_matrices(job, choices, algorithm, lambda done, total: None, kept)
+        rounded = round_matrices(
+            job, choices, algorithm, lambda done, total: None, kept, toward=True
+        )
         save_model(lower(prepared.model, rounded, target.weights), Path(out))
 
 

@@ -77,6 +77,8 @@ def round_matrices(
     algorithm: str,
     advance: Advance,
     checkpoint: Checkpoint,
+    *,
+    toward: bool = False,
 ) -> dict[str, Rounded]:
     """Initializer name -> integers, for the matrices that are not to stay float.
 
@@ -86,6 +88,10 @@ def round_matrices(
         algorithm: "rtn", "hqq", "awq", "gptq", or "descent" (GPTQ, then coordinate descent).
         advance: told how many are done.
         checkpoint: where matrices lie once they are done.
+        toward: descent goes toward float's outputs, not toward what rounded inputs give. For samples whose
+            rows all differ: where most are padding, what makes up for the padding's error is wrong for
+            the rest, and held-back samples with as much padding do not tell (Whisper's encoder: 12 wrong
+            words of 108 instead of 8).
     """
     wanted = {c.matrix.name: c for c in choices if c.spec is not None}
     model = job.prepared.model
@@ -144,7 +150,7 @@ def round_matrices(
             threads=job.options.threads,
             custom_ops=job.options.custom_ops,
             spill=Path(spill),
-            beside=algorithm == "descent",
+            beside=toward and algorithm == "descent",
             advance=advance,
         )
     return found

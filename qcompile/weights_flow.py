@@ -184,7 +184,8 @@ def compile_weights(
     def rounded_as(asked: Sequence[MatrixChoice]) -> tuple[dict[str, Rounded], Checkpoint]:
         with stages("round weights"):
             kept = Checkpoint(disk, key, as_plan(asked).to_json())
-            return round_matrices(job, asked, algorithm, stages.reporter.advance, kept), kept
+            advance, toward = stages.reporter.advance, language is not None
+            return round_matrices(job, asked, algorithm, advance, kept, toward=toward), kept
 
     few, checkpoint = rounded_as(base)
     fitted = base
