@@ -92,7 +92,7 @@ def test_the_default_raises_them_before_it_rounds(model: onnx.ModelProto, tmp_pa
 def test_a_killed_compile_does_not_measure_again(
     model: onnx.ModelProto, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def killed(*args: object) -> None:
+    def killed(*args: object, **named: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
