@@ -201,7 +201,8 @@ def _float_files(source: Any, prepared: Prepared, work: Path) -> tuple[Path, Pat
     """The base of every comparison as a file, the folder, and what outputs must equal instead.
 
     A model that comes with Q/DQ is what the outputs must equal; what the artifact must beat is the
-    same network in float, as if it had not been trained for quantization.
+    same network in float, as if it had not been trained for quantization. Of a model that ends in a
+    selection it is a copy that gives out what is selected from.
     """
     if prepared.selected.before:
         path = work / (Path(source).name if isinstance(source, (str, Path)) else "float.onnx")
