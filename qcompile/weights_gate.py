@@ -100,8 +100,11 @@ def judge_weights(
 def generated(
     job: Job, path: Path, gate: GateResult, language: Language | None, pairs: Perplexity | None
 ) -> Generation | None:
-    """Beside float, for a model that runs; None where float runs in parts: a pass for each token."""
-    if job.in_parts() is not None:
+    """Beside float, for a model that runs.
+
+    None with ``--effort fast``, and where float runs in parts: a pass for each token.
+    """
+    if job.in_parts() is not None or job.options.effort == "fast":
         return None
     if language is None or any(c.name in ("opens", "runs", "layers") for c in gate.failed):
         return None

@@ -94,6 +94,9 @@ def _details(job: Job, made: Compressed) -> dict[str, Any]:
     samples: list[dict[str, Any]] = []
     left_out: list[str] = []
     parts = job.in_parts()
+    if job.options.effort == "fast":
+        left_out.append("error by layer, time by operator and worst samples: --effort fast")
+        return _drawn(graph, None, [], left_out)
     if parts is not None:
         left_out.append(f"error by layer and time by operator: {parts.why}")
     else:
@@ -107,6 +110,12 @@ def _details(job: Job, made: Compressed) -> dict[str, Any]:
         row["sqnr_db"] = errors.get(row["writes"][0]) if row["writes"] else None
     if times is not None:
         add_times(prepared.model, names, {row["origin"]: row for row in graph["nodes"]}, times)
+    return _drawn(graph, times, samples, left_out)
+
+
+def _drawn(
+    graph: dict[str, Any], times: Times | None, samples: list[dict[str, Any]], left_out: list[str]
+) -> dict[str, Any]:
     return {
         "graph": graph,
         "tensors": [],

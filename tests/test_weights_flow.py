@@ -116,6 +116,18 @@ def test_a_layer_kept_float_stays_float(
     assert result.exit_code == 0
 
 
+def test_in_a_hurry_only_the_verdict_is_found_out(
+    model: onnx.ModelProto, feeds: list[dict[str, np.ndarray]], tmp_path: Path
+) -> None:
+    result = compiled(model, feeds, tmp_path, algorithm="rtn", effort="fast").check()
+    report = result.report.data
+    assert report["gate"]["sqnr_db"] > 10
+    assert report["operators"] is None
+    assert report["samples"] == []
+    assert report["language"] is None
+    assert any("--effort fast" in text for text in report["left_out"])
+
+
 def test_two_bits_are_refused_by_the_gate(
     model: onnx.ModelProto, feeds: list[dict[str, np.ndarray]], tmp_path: Path
 ) -> None:
