@@ -215,7 +215,8 @@ def _headline(result: GateResult) -> str:
     word = result.verdict.upper()
     if result.verdict == DELIVERED:
         figures = ", ".join(p for p in (_speed(result), _size(result), _accuracy(result)) if p)
-        alone = [c.text for c in result.checks if c.state == SKIPPED and c.found is not None]
+        skipped = [c.text for c in result.checks if c.state == SKIPPED and c.found is not None]
+        alone = [text for text in skipped if text not in figures]
         return "; ".join([f"{word} {figures}".strip(), *alone])
     wanted = FAIL if result.verdict == NOT_DELIVERED else VAGUE
     named = [c for c in result.checks if c.state == wanted]
