@@ -16,7 +16,7 @@ import numpy.typing as npt
 import onnx_ir as oir
 
 from qcompile.ir.affine import quantize_weight
-from qcompile.ir.graph import add_initializer, attribute, constant, fresh_name, set_origin
+from qcompile.ir.graph import add_initializer, attribute, constant, new_value, set_origin
 from qcompile.ir.manager import CompileState, Note, PassResult
 from qcompile.ir.pattern import Match, replace
 from qcompile.ir.plan import TABLE
@@ -47,17 +47,17 @@ class StoreTables:
 
     def run(self, state: CompileState) -> PassResult:
         """Edit ``state.model``; a second run finds no float table."""
-        if state.plan is None:
+        layers = () if state.plan is None else state.plan.layers
+        wanted = {choice.origin for choice in layers if choice.precision == TABLE}
+        if not wanted:
             return PassResult(0)
         graph = state.model.graph
-        choices = state.plan.by_origin()
         stored: dict[oir.Value, tuple[oir.Value, oir.Value]] = {}
         notes = []
         for site in classify(state):
-            choice = choices.get(site.origin)
-            array = table_of(site.node)
+            array = table_of(site.node) if site.origin in wanted else None
             value = site.node.inputs[0] if site.node.inputs else None
-            if choice is None or choice.precision != TABLE or array is None or value is None:
+            if array is None or value is None:
                 continue
             if value not in stored:
                 stored[value] = _store(graph, value, array)
@@ -81,20 +81,13 @@ def _store(
 
 
 def _rewrite(graph: oir.Graph, node: oir.Node, integers: oir.Value, scale: oir.Value) -> None:
-    ids = node.inputs[1]
-    base = node.outputs[0].name
-
-    def made(op_type: str, inputs: list[oir.Value | None], **attributes: int) -> oir.Node:
-        name = fresh_name(graph, f"{base}_{op_type}")
-        new = oir.node(op_type, inputs, attributes, name=name)
-        new.outputs[0].name = fresh_name(graph, name)
+    ids, base = node.inputs[1], node.outputs[0].name or ""
+    real = oir.DataType.FLOAT
+    rows, integers_read = new_value(graph, "Gather", [integers, ids], integers.dtype, base, axis=0)
+    scales, scales_read = new_value(graph, "Gather", [scale, ids], real, base, axis=0)
+    cast, widened = new_value(graph, "Cast", [integers_read], real, base, to=real.value)
+    product, _ = new_value(graph, "Mul", [widened, scales_read], real, base)
+    made = [rows, scales, cast, product]
+    for new in made:
         set_origin(new, [node])
-        return new
-
-    rows = made("Gather", [integers, ids], axis=0)
-    scales = made("Gather", [scale, ids], axis=0)
-    real = made("Cast", [rows.outputs[0]], to=oir.DataType.FLOAT.value)
-    scaled = made("Mul", [real.outputs[0], scales.outputs[0]])
-    rows.outputs[0].dtype = oir.DataType.INT8
-    real.outputs[0].dtype = scales.outputs[0].dtype = oir.DataType.FLOAT
-    replace(Match({}, (node,)), [rows, scales, real, scaled])
+    replace(Match({}, (node,)), made)

@@ -204,15 +204,14 @@ def _float_files(source: Any, prepared: Prepared, work: Path) -> tuple[Path, Pat
     same network in float, as if it had not been trained for quantization. Of a model that ends in a
     selection it is a copy that gives out what is selected from.
     """
+    on_disk = isinstance(source, (str, Path))
+    path = Path(source) if on_disk else work / "float.onnx"
     if prepared.selected.before:
-        path = work / (Path(source).name if isinstance(source, (str, Path)) else "float.onnx")
+        path = work / path.name
         exposed = prepared.loaded.model.clone()
         expose(exposed, prepared.selected.before)
         save_model(exposed, path)
-    elif isinstance(source, (str, Path)):
-        path = Path(source)
-    else:
-        path = work / "float.onnx"
+    elif not on_disk:
         save_model(prepared.loaded.model, path)
     if not prepared.given:
         return path, work, None

@@ -12,7 +12,9 @@ from qcompile.ir.tidy import integer_operators
 from qcompile.prepare import Prepared
 from qcompile.verdict import FAIL, Check, GateResult, conclude
 
-__all__ = ["inside_text", "layers_inside", "nothing_integer", "why_float"]
+__all__ = ["NO_LAYER", "inside_text", "layers_inside", "nothing_integer", "why_float"]
+
+NO_LAYER = "no layer can be integer with this target and these options"
 
 
 def layers_inside(model: oir.Model) -> tuple[Counter[str], Counter[str]]:
@@ -60,8 +62,7 @@ def nothing_integer(why: str) -> GateResult:
     Args:
         why: one clause.
     """
-    text = f"no layer can be integer with this target and these options: {why}"
-    return conclude([Check("layers", FAIL, text)])
+    return conclude([Check("layers", FAIL, f"{NO_LAYER}: {why}")])
 
 
 def _has_macs(node: oir.Node) -> bool:

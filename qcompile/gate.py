@@ -285,7 +285,8 @@ class _Gate:
         limit = self._limit(with_metric=with_metric)
         if limit is not None:
             last = [row for row in found.steps if row.step == rollout.steps]
-            self.checks.extend(check for row in last for check in step_checks(row, limit))
+            judged = [row for row in last if row.output not in self.selected.outputs]
+            self.checks.extend(check for row in judged for check in step_checks(row, limit))
 
     def _limit(self, *, with_metric: bool) -> float | None:
         """The least SQNR; it decides where it was asked for, or nothing else was."""

@@ -165,9 +165,10 @@ def compare_generation(
     """
     sessions = [open_session(p, threads=threads) for p in (float_model, artifact)]
     tokens, logits = language.tokens, language.logits
-    likeness = known or Likeness()
-    if sessions[1].cache or not likeness.samples:
-        likeness = Likeness()
+    likeness = Likeness()
+    if known is not None and known.samples and not sessions[1].cache:
+        likeness = known
+    else:
         reading = Reading(tokens, logits, rollout if sessions[1].cache else None)
         for feed in feeds[:FEEDS]:
             first, second = (reading.read(s.run, feed) for s in sessions)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from qcompile.float_only import inside_text, why_float
+from qcompile.float_only import NO_LAYER, inside_text, why_float
 from qcompile.ir.plan import FLOAT
 from qcompile.job import Job
 from qcompile.verdict import (
@@ -72,9 +72,8 @@ def settle(
     in_float = integers and all(c["requested"] == FLOAT for c in layers)
     if in_float and not options.best_effort:
         why = why_float(job.prepared)
-        text = "no layer can be integer with this target and these options"
         judged = all(check.name != "layers" for check in gate.checks)
-        refuse(f"{text}: {why}" if why else text, overrule=bool(why) and judged)
+        refuse(f"{NO_LAYER}: {why}" if why else NO_LAYER, overrule=bool(why) and judged)
         advice = "--best-effort delivers the fused float model"
     # A model that stays in float was calibrated on nothing.
     if data.random and foreign and "real-data" not in options.require:

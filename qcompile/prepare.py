@@ -102,9 +102,6 @@ def prepare(source: Any, target: Target, options: Options, work: Path | None = N
     if contrib and target.ops and target.weights is None:
         passes = [WidenHalf(), *passes]
     selected = NONE_SELECTED
-    if contrib and target.weights is None and not _has_pairs(model):
-        selected = find_selected(model)
-        expose(model, selected.before)
     if _has_pairs(model):
         passes = [
             FoldConstants(),
@@ -114,6 +111,9 @@ def prepare(source: Any, target: Target, options: Options, work: Path | None = N
             KeepWeights(),
             RecoverGrid(),
         ]
+    elif contrib and target.weights is None:
+        selected = find_selected(model)
+        expose(model, selected.before)
     passes = [SpellFused(), *passes]
     manager = PassManager(passes, frozenset(options.disable))
     fits = room_for(loaded.model, options.memory_limit).fits

@@ -8,12 +8,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from qcompile.row_sums import AT_ONCE
+
 __all__ = ["Likeness", "surprise"]
 
 LogShares = npt.NDArray[np.float64]
-
-AT_ONCE = 1 << 17
-"""Logits in float64 that a CPU's second cache holds, with what is made of them."""
 
 
 def surprise(logits: npt.NDArray[Any], tokens: npt.NDArray[np.integer[Any]]) -> LogShares:

@@ -12,6 +12,7 @@ from qcompile.data.inputs import Feed
 from qcompile.environment import describe_versions
 from qcompile.gate import Limits, judge
 from qcompile.ir.errors import QCompileError
+from qcompile.ir.load import load_model
 from qcompile.needed import FLOOR_DB
 from qcompile.scratch import scratch_folder
 from qcompile.selected import exposed_pair
@@ -97,7 +98,9 @@ def recheck(
     else:
         samples = list(feeds) or stored_samples(subject.path)
         with scratch_folder() as work:
-            exact, artifact, selected = exposed_pair(float_model, subject.model, work)
+            exact, artifact, selected = exposed_pair(
+                float_model, load_model(float_model).model, subject.model, work
+            )
             gate = judge(
                 exact,
                 artifact,

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from qcompile.channel_groups import Sums, channel_axes
 
-__all__ = ["PairSums", "divergence_of", "pair_sums"]
+__all__ = ["AT_ONCE", "PairSums", "divergence_of", "pair_sums"]
 
 AT_ONCE = 1 << 17
 """Elements in float64 that a CPU's second cache holds, with what is made of them."""

@@ -109,15 +109,22 @@ def hide(model: oir.Model, names: Collection[str]) -> None:
             del model.graph.outputs[index]
 
 
-def exposed_pair(float_model: Path, artifact: Path, work: Path) -> tuple[Path, Path, Selected]:
+def exposed_pair(
+    float_model: Path, exact: oir.Model, artifact: Path, work: Path
+) -> tuple[Path, Path, Selected]:
     """Copies of two models that give out what the first one's selections read, and which those are.
 
     The models themselves where nothing is selected, or where the artifact has no such tensors.
 
+    Args:
+        float_model: its file.
+        exact: the same, loaded; its outputs are changed.
+        artifact: the other's file.
+        work: folder for the copies.
+
     Raises:
-        ModelError: a model cannot be read.
+        ModelError: the artifact cannot be read.
     """
-    exact = load_model(float_model).model
     selected = find_selected(exact)
     if not selected.before:
         return float_model, artifact, NONE_SELECTED

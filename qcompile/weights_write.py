@@ -94,28 +94,23 @@ def _details(job: Job, made: Compressed) -> dict[str, Any]:
     samples: list[dict[str, Any]] = []
     left_out: list[str] = []
     parts = job.in_parts()
-    if job.options.effort == "fast":
+    hurried = job.options.effort == "fast"
+    if hurried:
         left_out.append("error by layer, time by operator and worst samples: --effort fast")
-        return _drawn(graph, None, [], left_out)
-    if parts is not None:
+    elif parts is not None:
         left_out.append(f"error by layer and time by operator: {parts.why}")
     else:
         with _told("error by layer", left_out):
             errors = layer_errors(job, taken.model, written)
         with _told("time by operator", left_out):
             times = operator_times(job, taken.path, taken.gate)
-    with _told("worst samples", left_out):
-        samples = worst_samples(job, taken.path, taken.gate, None, made.beside)
+    if not hurried:
+        with _told("worst samples", left_out):
+            samples = worst_samples(job, taken.path, taken.gate, None, made.beside)
     for row in graph["nodes"]:
         row["sqnr_db"] = errors.get(row["writes"][0]) if row["writes"] else None
     if times is not None:
         add_times(prepared.model, names, {row["origin"]: row for row in graph["nodes"]}, times)
-    return _drawn(graph, times, samples, left_out)
-
-
-def _drawn(
-    graph: dict[str, Any], times: Times | None, samples: list[dict[str, Any]], left_out: list[str]
-) -> dict[str, Any]:
     return {
         "graph": graph,
         "tensors": [],

@@ -12,10 +12,13 @@ import onnxruntime as ort
 import pytest
 
 import qcompile
+from qcompile.gate import judge
 from qcompile.recheck import recheck
 from qcompile.result import CompileResult
+from qcompile.rollout import Rollout
 from qcompile.selected import NONE_SELECTED, expose, exposed_pair, find_selected, hide
 from qcompile.subject import open_subject
+from tests.passes.qdq_models import text_model
 
 TOP = """
     s = ReduceMax <keepdims = 0> (scores, last)
@@ -27,14 +30,12 @@ BOXES = TOP + "y = GatherElements <axis = 1> (boxes, wide)"
 
 
 def model(body: str, output: str) -> oir.Model:
-    text = f"""<ir_version: 8, opset_import: ["" : 18]>
-    g (float[1, 9, 4] x, float[1, 9, 3] z) => ({output})
-    <int64[1] last = {{-1}}, int64[1] k = {{5}}, int64[3] four = {{1, 5, 4}}, float[4, 4] w> {{
+    text = f"""g (float[1, 9, 4] x, float[1, 9, 3] z) => ({output})
+    <int64[1] last = {{-1}}, int64[1] k = {{5}}, int64[3] four = {{1, 5, 4}}> {{
         boxes = Relu (x)  scores = Sigmoid (z)
         {body}
     }}"""
-    proto = onnx.parser.parse_model(text)
-    return oir.from_proto(onnx.shape_inference.infer_shapes(proto))
+    return oir.from_proto(text_model(text, opset=18, w=np.eye(4, dtype=np.float32)))
 
 
 @pytest.mark.parametrize(
@@ -70,8 +71,7 @@ def test_what_is_exposed_can_be_hidden_again() -> None:
 
 RNG = np.random.default_rng(1)
 FEEDS = [{"image": RNG.standard_normal((1, 8, 24, 24)).astype(np.float32)} for _ in range(12)]
-DETECTOR = """<ir_version: 8, opset_import: ["" : 17]>
-g (float[1, 8, 24, 24] image) => (float[1, 300, 4] y)
+DETECTOR = """g (float[1, 8, 24, 24] image) => (float[1, 300, 4] y)
 <int64[1] k = {300}, int64[1] last = {-1}, int64[3] whole = {1, 4, 576}, int64[3] row = {1, 576, 1},
  int64[2] flat = {1, 576}, int64[3] four = {1, 300, 4}> {
     a = Conv <pads = [1, 1, 1, 1]> (image, w0)
@@ -94,15 +94,10 @@ g (float[1, 8, 24, 24] image) => (float[1, 300, 4] y)
 @pytest.fixture(scope="module")
 def detector(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rng = np.random.default_rng(0)
-    proto = onnx.parser.parse_model(DETECTOR)
     shapes = {"w0": (16, 8, 3, 3), "w1": (16, 16, 3, 3), "wb": (4, 16, 1, 1), "ws": (1, 16, 1, 1)}
-    for name, shape in shapes.items():
-        array = (rng.standard_normal(shape) * 0.2).astype(np.float32)
-        proto.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
-    for node in proto.graph.node:
-        node.name = f"n_{node.output[0]}"
+    weights = {n: (rng.standard_normal(s) * 0.2).astype(np.float32) for n, s in shapes.items()}
     path = tmp_path_factory.mktemp("detector") / "detector.onnx"
-    onnx.save(onnx.shape_inference.infer_shapes(proto), path)
+    onnx.save(text_model(DETECTOR, **weights), path)
     return path
 
 
@@ -150,5 +145,27 @@ def test_an_artifact_without_the_tensors_is_judged_by_its_rows(
         for names in (node.input, node.output):
             names[:] = ["places_of" if name == "boxes" else name for name in names]
     onnx.save(proto, tmp_path / "other.onnx")
-    pair = exposed_pair(detector, tmp_path / "other.onnx", tmp_path)
+    pair = exposed_pair(detector, oir.load(detector), tmp_path / "other.onnx", tmp_path)
     assert pair == (detector, tmp_path / "other.onnx", NONE_SELECTED)
+
+
+def test_steps_with_the_state_rolled_back_in_leave_selected_rows_out(tmp_path: Path) -> None:
+    text = """g (float[1, 64] x, float[1, 64] h) => (float[1, 9] y, float[1, 64] hn)
+    <int64[1] k = {9}> {
+        s = Add (x, h)  n = Mul (s, noise)  t = Add (s, n)  hn = Tanh (t)
+        values, index = TopK (t, k)  y = Cast <to = 1> (index)
+    }"""
+    rng = np.random.default_rng(0)
+    paths = [tmp_path / "float.onnx", tmp_path / "artifact.onnx"]
+    for path, size in zip(paths, (0.0, 0.1), strict=True):
+        noise = (rng.standard_normal((1, 64)) * size).astype(np.float32)
+        onnx.save(text_model(text, noise=noise), path)
+    zero = np.zeros((1, 64), np.float32)
+    feeds = [{"x": rng.standard_normal((1, 64)).astype(np.float32), "h": zero} for _ in range(4)]
+    found = [
+        judge(*paths, feeds, rollout=Rollout({"hn": "h"}, 5), speed=False, selected=selected)
+        for selected in (NONE_SELECTED, find_selected(oir.load(paths[0])))
+    ]
+    assert {check.where for check in found[0].failed if check.name == "accuracy"} == {"output 'y'"}
+    assert not found[1].failed
+    assert found[1].steps

@@ -57,7 +57,8 @@ def command(
     """
     check_runtime()
     options = make_options(**given)
-    specs = input_specs(load_model(float_model).model)
+    loaded = load_model(float_model).model
+    specs = input_specs(loaded)
     feeds = open_feeds(options.calibration, specs, preprocess=options.preprocess, seed=options.seed)
     feeds = feeds.subset(range(min(len(feeds), options.samples)))
     opened = open_session(float_model, threads=options.threads, custom_ops=options.custom_ops)
@@ -65,7 +66,7 @@ def command(
     rollout = None if found is None else found.of_decoder(specs)
     with Progress(quiet=quiet or as_json, verbose=verbose) as progress, scratch_folder() as work:
         progress.stage("check")
-        exact, artifact, selected = exposed_pair(float_model, other, work)
+        exact, artifact, selected = exposed_pair(float_model, loaded, other, work)
         result = judge(
             exact,
             artifact,

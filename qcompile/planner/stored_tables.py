@@ -40,18 +40,17 @@ def store_tables(job: Job, builder: Builder, plan: PrecisionPlan) -> PrecisionPl
     Args:
         job: model, data, options.
         builder: builds plans, with the ranges that were chosen.
-        plan: all that can be integer; a given or locked one says of tables what it says.
+        plan: all that can be integer; a given one says of tables what it says.
     """
-    given = job.options.plan is not None or job.base is not None
     integer = job.prepared.target.precision == INT8 and any(
         c.precision != FLOAT for c in plan.layers
     )
-    names = _large(job, plan) if integer and not given else {}
+    names = _large(job, plan) if integer and job.options.plan is None else {}
     if not names or "store-tables" in job.options.disable:
         return plan
     saved = sum(names.values()) / 1e6
     marked = _marked(plan, names, f"kept in 8 bits, read as float: {saved:.1f} MB less")
-    refused = _refusal(job, builder, plan, marked, names)
+    refused = _refusal(job, builder, plan, marked)
     if not refused:
         return marked
     return plan.with_choice(names, FLOAT, f"a table that 8 bits would make smaller, but {refused}")
@@ -92,15 +91,10 @@ def _marked(plan: PrecisionPlan, names: Collection[str], why: str) -> PrecisionP
     )
 
 
-def _refusal(
-    job: Job, builder: Builder, plan: PrecisionPlan, marked: PrecisionPlan, names: Collection[str]
-) -> str:
+def _refusal(job: Job, builder: Builder, plan: PrecisionPlan, marked: PrecisionPlan) -> str:
     """Why the tables stay float, "" when they need not."""
-    folder = job.work / "tables"
-    folder.mkdir(exist_ok=True)
-    trial = replace(builder, work=folder, _made={})
-    race = open_race(job, trial, SECONDS_EACH[job.options.effort])
-    only = PrecisionPlan(tuple(c for c in marked.layers if c.origin in names))
+    race = open_race(job, builder, SECONDS_EACH[job.options.effort])
+    only = PrecisionPlan(tuple(c for c in marked.layers if c.precision == TABLE))
     alone = race.accuracy("tables in 8 bits", only)
     before = race.accuracy("float tables", plan)
     after = race.accuracy("tables in 8 bits, too", marked)

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnx.parser
 import pytest
 
 import qcompile
@@ -16,10 +15,10 @@ from qcompile.interval import Interval
 from qcompile.ir.plan import FLOAT, TABLE
 from qcompile.planner import stored_tables
 from qcompile.result import CompileResult
+from tests.passes.qdq_models import text_model
 
 RNG = np.random.default_rng(1)
-MODEL = """<ir_version: 8, opset_import: ["" : 17]>
-g (int64[1, 16] ids) => (float[1, 16, 32] y) {
+MODEL = """g (int64[1, 16] ids) => (float[1, 16, 32] y) {
     r = Gather (t, ids)
     a = MatMul (r, w)
     b = Relu (a)
@@ -42,15 +41,10 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def words(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    model = onnx.parser.parse_model(MODEL)
-    arrays = {"t": (6000, 64), "w": (64, 64), "v": (64, 32)}
-    for name, shape in arrays.items():
-        array = RNG.standard_normal(shape).astype(np.float32)
-        model.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
-    for node in model.graph.node:
-        node.name = f"n_{node.output[0]}"
+    shapes = {"t": (6000, 64), "w": (64, 64), "v": (64, 32)}
+    arrays = {n: RNG.standard_normal(shape).astype(np.float32) for n, shape in shapes.items()}
     path = tmp_path_factory.mktemp("words") / "words.onnx"
-    onnx.save(onnx.shape_inference.infer_shapes(model), path)
+    onnx.save(text_model(MODEL, **arrays), path)
     return path
 
 
