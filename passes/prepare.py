@@ -14,6 +14,7 @@ from qcompile.passes.fuse_activations import FuseActivations
 from qcompile.passes.fuse_bias import FuseBias
 from qcompile.passes.fuse_gelu import FuseGelu
 from qcompile.passes.fuse_layernorm import FuseLayerNorm
+from qcompile.passes.fuse_rotary import FuseRotary
 from qcompile.passes.fuse_softmax import FuseSoftmax
 from qcompile.passes.move_transposes import MoveTransposes
 from qcompile.passes.project_softmax import ProjectSoftmax
@@ -23,7 +24,7 @@ from qcompile.passes.spell_shifts import SpellShifts
 from qcompile.passes.spell_softmax import SpellSoftmax
 from qcompile.passes.split_first import SplitFirst
 
-__all__ = ["prepare_passes", "runtime_passes"]
+__all__ = ["decoder_passes", "prepare_passes", "runtime_passes"]
 
 
 def prepare_passes(
@@ -68,3 +69,11 @@ def runtime_passes() -> list[Pass]:
     They undo some of the canonical forms above, so nothing that reads canonical forms may follow.
     """
     return [SpellSoftmax(), SpellShifts()]
+
+
+def decoder_passes() -> list[Pass]:
+    """ONNX Runtime's own operators for what decoders do between their matrices.
+
+    To run behind the lowering: what folds, scales or cuts a model knows the canonical forms.
+    """
+    return [FuseRotary()]

@@ -20,7 +20,8 @@ SAME_SHAPE = frozenset(
         "Exp", "FastGelu", "Floor", "Gelu", "GroupNormalization", "HardSigmoid", "HardSwish",
         "Identity", "InstanceNormalization", "LayerNormalization", "LeakyRelu", "Log", "LogSoftmax",
         "Mish", "Neg", "Not", "PRelu", "QuickGelu", "RMSNormalization", "Reciprocal", "Relu", "Round",
-        "Selu", "Sigmoid", "Sign", "Sin", "Softmax", "Softplus", "Sqrt", "Tanh", "Trilu"
+        "RotaryEmbedding", "Selu", "Sigmoid", "Sign", "SimplifiedLayerNormalization", "Sin",
+        "SkipSimplifiedLayerNormalization", "Softmax", "Softplus", "Sqrt", "Tanh", "Trilu"
     }
 )
 BROADCAST = frozenset(
@@ -192,6 +193,21 @@ def _matmul(t: Known, node: oir.Node, out: oir.Value) -> Dims | None:
     return None if batch is None else (*batch, a[-2], b[-1])
 
 
+def _packed_matmul(t: Known, node: oir.Node, out: oir.Value) -> Dims | None:
+    """A product with a matrix that is stored in few bits, N by K."""
+    x, columns = t.dims(node.inputs[0]), attribute(node, "N")
+    return None if not x or not isinstance(columns, int) else (*x[:-1], columns)
+
+
+def _packed_lookup(t: Known, node: oir.Node, out: oir.Value) -> Dims | None:
+    """Rows of a table that is stored in few bits; how wide they are is what was stated."""
+    index, stated = t.dims(node.inputs[1]), out.shape
+    if index is None or stated is None or attribute(node, "gather_axis", 0) != 0:
+        return None
+    width = stated[-1] if len(stated) == len(index) + 1 else None
+    return (*index, width) if isinstance(width, int) else None
+
+
 def _gemm(t: Known, node: oir.Node, out: oir.Value) -> Dims | None:
     a, b = t.dims(node.inputs[0]), t.dims(node.inputs[1])
     if a is None or b is None or len(a) != 2 or len(b) != 2:
@@ -264,6 +280,8 @@ SHAPE_RULES: dict[str, Callable[[Known, oir.Node, oir.Value], Dims | None]] = {
     **dict.fromkeys(BROADCAST, _elementwise),
     **dict.fromkeys(POOLS, _spatial),
     "MatMul": _matmul,
+    **dict.fromkeys(("MatMulBnb4", "MatMulNBits"), _packed_matmul),
+    "GatherBlockQuantized": _packed_lookup,
     "Gemm": _gemm,
     "Split": _split,
     "Range": _range,

@@ -13,6 +13,9 @@ from qcompile.passes.shape_rules import SHAPE_RULES
 
 __all__ = ["Tracker"]
 
+_ALIKE = ("SkipSimplifiedLayerNormalization", "Split")
+"""Operators whose rule holds for every output that is read."""
+
 
 class Tracker:
     """Dimensions of tensors and elements of integer vectors of one graph, computed in graph order."""
@@ -67,9 +70,7 @@ class Tracker:
         if merged is not None and len(merged) > 1:
             self._elements[out] = None
         for other in node.outputs[1:]:
-            found = (
-                shape_rule(self, node, other) if shape_rule and node.op_type == "Split" else None
-            )
+            found = shape_rule(self, node, other) if shape_rule and node.op_type in _ALIKE else None
             self._dims[other] = self._merge(other, found)
 
     def _stated(self, value: oir.Value) -> Dims | None:

@@ -18,6 +18,7 @@ from qcompile.ir.errors import OptionError
 from qcompile.ir.graph import default_opset
 
 __all__ = [
+    "FOUR_AXES",
     "INTEGER_CACHE",
     "Oldest",
     "Release",
@@ -50,6 +51,8 @@ _RELEASES: tuple[tuple[Release, int, int], ...] = (
 """Release, newest opset of the default domain, newest IR version."""
 
 INTEGER_CACHE = "GroupQueryAttention on an integer cache"
+
+FOUR_AXES = "RotaryEmbedding of four axes"
 
 _SINCE: dict[str, Release] = {
     **dict.fromkeys(
@@ -95,6 +98,7 @@ _SINCE: dict[str, Release] = {
     "RotaryEmbedding": (1, 16),
     "QMoE": (1, 18),
     "GatherBlockQuantized": (1, 20),
+    FOUR_AXES: (1, 17),
     INTEGER_CACHE: (1, 27),
 }
 """Operators of com.microsoft -> first release whose CPU build has them."""
@@ -174,5 +178,15 @@ def _first(opset: int = 0, ir_version: int = 0) -> Release | None:
 def _contributed(model: oir.Model) -> Iterator[str]:
     for node in model.graph.all_nodes():
         if node.domain == "com.microsoft":
-            integers = "kv_cache_bit_width" in node.attributes
-            yield INTEGER_CACHE if integers else node.op_type
+            yield _form(node)
+
+
+def _form(node: oir.Node) -> str:
+    """The operator, or the form of it that came later."""
+    if "kv_cache_bit_width" in node.attributes:
+        return INTEGER_CACHE
+    if node.op_type == "RotaryEmbedding":
+        x = node.inputs[0]
+        four = x is not None and x.shape is not None and len(x.shape) == 4
+        return FOUR_AXES if four or "rotary_embedding_dim" in node.attributes else node.op_type
+    return node.op_type

@@ -26,6 +26,7 @@ from qcompile.cache_scales import Cache, find_cache, stored
 from qcompile.checkpoint import Checkpoint, claim, progress_folder
 from qcompile.dear_matrices import disturbed, disturbed_by_nearest
 from qcompile.finish import deliver
+from qcompile.fuse_decoders import fuse_decoder
 from qcompile.ir.affine import TensorRange
 from qcompile.ir.codebook import CodebookWeight
 from qcompile.ir.errors import BackendMissingError
@@ -206,6 +207,7 @@ def compile_weights(
             if engine:
                 records = save_for_engine(job, model, peaks, path)
             else:
+                records = fuse_decoder(job, model)
                 save_model(model, path, external_above=LOADED_WHOLE)
         with stages("gate"):
             pairs = None if language is None else Perplexity(language)
