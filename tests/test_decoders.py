@@ -7,11 +7,12 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
-from typing import Any
+from types import ModuleType, SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import onnx
+import onnx_ir as oir
 import pytest
 from click.testing import CliRunner
 
@@ -19,14 +20,21 @@ import qcompile
 from qcompile import compiler
 from qcompile.backends.ort import max_opset, open_session
 from qcompile.backends.ort_bits import has_integer_cache, has_quantization
+from qcompile.backends.tables import get_target
 from qcompile.cache_scales import _peak
 from qcompile.cli import check_command
 from qcompile.data.inputs import input_specs
 from qcompile.data.text import token_feed
 from qcompile.decoding import Reading
+from qcompile.fuse_decoders import fuse_decoder
 from qcompile.ir.errors import BackendMissingError, OptionError
 from qcompile.ir.load import load_model
+from qcompile.ir.manager import CompileState, PassManager
+from qcompile.job import Job
 from qcompile.memory import Room
+from qcompile.oldest_runtime import oldest_runtime
+from qcompile.options import Options
+from qcompile.passes.prepare import prepare_passes
 from qcompile.recheck import recheck
 from qcompile.rollout import Rollout, find_rollout
 from qcompile.subject import open_subject, stored_samples
@@ -123,10 +131,39 @@ def test_a_decoder_with_a_cache_is_compiled_and_judged_over_steps(
     ops = [n.op_type for n in made.graph.node]
     assert ops.count("MatMulNBits") == 11  # k and v are too small to gain anything
     assert ops.count("GatherBlockQuantized") == 1
+    assert ops.count("RotaryEmbedding") == (0 if form == "contrib" else 4)
     steps = [row for row in report["gate"]["steps"] if row["output"] == "logits"]
     assert [row["step"] for row in steps] == [1, 4, 8]
     assert all(row["sqnr_db"] > 20 for row in steps)
     assert report["language"]["decoding"]["cached"]
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, 4),
+        ({"min_ort": "1.17"}, 4),
+        ({"min_ort": "1.16"}, 0),
+        ({"disable": ("fuse-rotary",)}, 0),
+    ],
+)
+def test_rotations_are_one_operator_where_it_is_known_and_wanted(
+    forms: ModuleType, options: dict[str, Any], expected: int
+) -> None:
+    model = load_model(tiny(forms, "plain")).model
+    target = get_target("ort-int4")
+    PassManager(prepare_passes(contrib=True)).run(CompileState(model, target))
+    before = oir.to_proto(model).SerializeToString()
+    job = SimpleNamespace(options=Options(**options), prepared=SimpleNamespace(target=target))
+    fuse_decoder(cast("Job", job), model)
+    made = [n for n in model.graph if n.op_type == "RotaryEmbedding"]
+    assert len(made) == expected
+    assert oldest_runtime(model).release == ((1, 17) if expected else (1, 12))
+    after = oir.to_proto(model).SerializeToString()
+    for feed in samples(tiny(forms, "plain"), 2):
+        wanted, have = (open_session(m).run(feed) for m in (before, after))
+        for name, array in wanted.items():
+            np.testing.assert_allclose(have[name], array, rtol=1e-4, atol=1e-4)
 
 
 def test_states_that_do_not_grow_are_rolled_as_they_were(forms: ModuleType) -> None:
