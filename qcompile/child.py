@@ -1,4 +1,4 @@
-"""A process of its own that measures: starts ``qcompile.worker``, hands over a job, follows its replies."""
+"""A process of its own that measures: starts ``qcompile.worker``, hands over jobs, follows its replies."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import numpy as np
 from qcompile.ir.errors import ModelError, QCompileError
 from qcompile.scratch import scratch_folder
 
-__all__ = ["run_child", "stored_feeds"]
+__all__ = ["Child", "run_child", "stored_feeds"]
 
 Feed = Mapping[str, Any]
 Progress = Callable[[float], None]
@@ -52,42 +52,65 @@ def _storable(value: Any) -> np.ndarray[Any, Any]:
     return array.astype(np.str_) if array.dtype == object else array
 
 
-def run_child(
-    job: Mapping[str, Any], models: Mapping[str, Path], progress: Progress | None
-) -> dict[str, Any]:
-    """Run a job in a child process and return its result; ends the child whatever happens."""
-    env = dict(os.environ)
-    # so that a source checkout that is not installed finds itself
-    root = str(Path(__file__).resolve().parent.parent)
-    env["PYTHONPATH"] = os.pathsep.join(p for p in (root, env.get("PYTHONPATH", "")) if p)
-    env["PYTHONIOENCODING"] = "utf-8"
-    with (
-        tempfile.TemporaryFile() as errors,
-        scratch_folder() as folder,
-    ):
+class Child:
+    """A measuring process: does jobs one after another; a model that a job says to keep stays open in it."""
+
+    def __init__(self) -> None:
+        env = dict(os.environ)
+        # so that a source checkout that is not installed finds itself
+        root = str(Path(__file__).resolve().parent.parent)
+        env["PYTHONPATH"] = os.pathsep.join(p for p in (root, env.get("PYTHONPATH", "")) if p)
+        env["PYTHONIOENCODING"] = "utf-8"
+        self._held = contextlib.ExitStack()
+        errors = tempfile.TemporaryFile()  # noqa: SIM115 (closed by the stack)
+        self._errors: IO[bytes] = self._held.enter_context(errors)
         # an empty working directory: `-m` puts it first on the path, and a user's folder may
         # hold a numpy.py
-        child = subprocess.Popen(
+        folder = self._held.enter_context(scratch_folder())
+        self._process = subprocess.Popen(
             [sys.executable, "-m", "qcompile.worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=errors,
+            stderr=self._errors,
             env=env,
             cwd=folder,
             encoding="utf-8",
         )
-        try:
-            result = _talk(child, job, progress)
-        finally:
-            if child.poll() is None:
-                child.kill()
-            child.wait()
-            for pipe in (child.stdin, child.stdout):
+
+    @property
+    def alive(self) -> bool:
+        """Whether it can be asked: a model that crashed the runtime ended it."""
+        return self._process.poll() is None
+
+    def end(self) -> None:
+        """End the process, whatever it does."""
+        with self._held:
+            if self._process.poll() is None:
+                self._process.kill()
+            self._process.wait()
+            for pipe in (self._process.stdin, self._process.stdout):
                 if pipe is not None:
                     with contextlib.suppress(BrokenPipeError):
                         pipe.close()
+
+    def send(self, job: Mapping[str, Any]) -> None:
+        """Hand over a job without waiting for it; its reply is the next that ``reply`` gives."""
+        if self._process.stdin is None:
+            raise QCompileError("the measuring process has no pipes")
+        with contextlib.suppress(BrokenPipeError):  # it is gone: the reply says so
+            self._process.stdin.write(json.dumps(job) + "\n")
+            self._process.stdin.flush()
+
+    def reply(self, models: Mapping[str, Path], progress: Progress | None = None) -> dict[str, Any]:
+        """The result of the oldest job that was sent.
+
+        Raises:
+            ModelError: a model cannot be opened or run, or crashes the runtime; names it.
+        """
+        result = self._last_line(progress)
         if result is None:
-            raise ModelError(_crash(child.returncode, models, errors))
+            self._process.wait()
+            raise ModelError(_crash(self._process.returncode, models, self._errors))
         if "error" in result:
             at = result.get("model") or ""
             where = f"model '{models[at]}': " if at in models and len(models) > 1 else ""
@@ -95,28 +118,35 @@ def run_child(
         found: dict[str, Any] = result["result"]
         return found
 
+    def ask(
+        self, job: Mapping[str, Any], models: Mapping[str, Path], progress: Progress | None = None
+    ) -> dict[str, Any]:
+        """The result of a job, see ``reply``."""
+        self.send(job)
+        return self.reply(models, progress)
 
-def _talk(
-    child: subprocess.Popen[str], job: Mapping[str, Any], progress: Progress | None
-) -> dict[str, Any] | None:
-    """Hand over the job, follow the replies; the last one, or None if the child ended without."""
-    if child.stdin is None or child.stdout is None:
-        raise QCompileError("the measuring process has no pipes")
-    try:
-        child.stdin.write(json.dumps(job) + "\n")
-        child.stdin.flush()
-    except BrokenPipeError:
-        return None
-    for line in child.stdout:
-        reply: dict[str, Any] = json.loads(line)
-        if "progress" in reply:
+    def _last_line(self, progress: Progress | None) -> dict[str, Any] | None:
+        """What ends a job; None if the process ended without."""
+        if self._process.stdout is None:
+            raise QCompileError("the measuring process has no pipes")
+        for line in self._process.stdout:
+            reply: dict[str, Any] = json.loads(line)
+            if "progress" not in reply:
+                return reply
             if progress is not None:
                 progress(min(1.0, reply["progress"] / reply["of"]))
-            continue
-        child.wait()
-        return reply
-    child.wait()
-    return None
+        return None
+
+
+def run_child(
+    job: Mapping[str, Any], models: Mapping[str, Path], progress: Progress | None
+) -> dict[str, Any]:
+    """Run one job in a process of its own; ends it whatever happens."""
+    child = Child()
+    try:
+        return child.ask(job, models, progress)
+    finally:
+        child.end()
 
 
 def _crash(code: int, models: Mapping[str, Path], errors: IO[bytes]) -> str:

@@ -17,6 +17,7 @@ from qcompile.cache_scales import check_target
 from qcompile.checkpoint import progress_folder, tell_matrices
 from qcompile.even_out import even_out
 from qcompile.finish import deliver
+from qcompile.float_ahead import opened_early
 from qcompile.ir.save import save_model
 from qcompile.job import Job, doubted, gather, start_plan
 from qcompile.learned import find_learned
@@ -79,7 +80,8 @@ def compile_with(source: Any, options: Options, reporter: Reporter | None = None
     keep, output = _output(source, options)
     writable(output, options.force)
     remove_abandoned()
-    with scratch_folder() as work:
+    form = None if target.portable else target.weights
+    with scratch_folder() as work, opened_early(source, options, form) as opened:
         with stages("load and prepare"):
             prepared = prepare(source, target, options, work)
         with stages("read data"):
@@ -92,7 +94,7 @@ def compile_with(source: Any, options: Options, reporter: Reporter | None = None
         job = Job(prepared, data, options, *_float_files(source, prepared, work))
         if target.weights is not None and not target.portable:
             room = room_for(prepared.loaded.model, options.memory_limit)
-            job = replace(job, room=room)
+            job = replace(job, room=room, opened=opened)
         job = with_state(job)
         if options.base is not None:
             base = open_base(options.base)

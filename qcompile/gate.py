@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 
 from qcompile.backends.ort import AS_WRITTEN, CPU, Session, open_session
-from qcompile.batch_check import BATCH, check_batch
+from qcompile.batch_check import check_batch
+from qcompile.child import Child
 from qcompile.compare import OutputComparison, OutputResult, compare_outputs
-from qcompile.gate_alone import latency_checks, opens_alone, shapes_text, speed_alone, told_apart
-from qcompile.interface import at_batch, interface_faults, same_interface, shape_extremes
+from qcompile.gate_alone import latency_checks, opens_alone, speed_alone, told_apart
+from qcompile.interface import interface_faults, same_interface, shape_extremes
 from qcompile.ir.errors import CalibrationError, ModelError, OptionError
 from qcompile.limits import (
     Limits,
@@ -34,6 +35,7 @@ from qcompile.limits import (
 )
 from qcompile.measure import LoadResult, SpeedResult, measure_load, measure_pair
 from qcompile.needed import FLOOR_DB
+from qcompile.opening import open_float, opening_of
 from qcompile.remembered import RememberedSession
 from qcompile.rollout import Rollout, StepResult, roll
 from qcompile.segmented import SegmentedSession
@@ -188,34 +190,26 @@ class _Gate:
             if self.reference is None
             else self._session(self.reference, AS_WRITTEN)
         )
-        shapes = (*shape_extremes(self.feeds), *self.extremes)
-        tried = [(f"the shape {shapes_text(f)}", f) for f in shapes]
-        batched = at_batch(self.feeds[0], self.float_session.inputs, BATCH)
+        opening = opening_of(self.feeds, self.extremes, self.float_session.inputs)
+        batched = opening.batched
         if batched is None:
             self.notes.append("batch: fixed in the float model, so only that one was run")
-        else:
-            tried.append((f"batch {BATCH} ({shapes_text(batched)})", batched))
-        feeds = [feed for _, feed in tried]
         options: dict[str, Any] = {"threads": self.threads, "custom_ops": self.custom_ops}
         held = self.opened if isinstance(self.opened, RememberedSession) else None
-        base = held.load if held is not None and held.load is not None else None
-        if base is None:
-            base = measure_load(self.float_model, feeds, **options)
-        if held is not None:
-            held.load = base
-        if base.errors[0] is not None:
-            raise ModelError(f"the float model cannot run {tried[0][0]}: {base.errors[0]}")
+        base = open_float(self.float_model, opening, held, **options)
         self._tell("open", 0.5)
         try:
             self.loads = {
                 "float": base,
-                "artifact": measure_load(self.artifact, feeds, **options, config=self.config),
+                "artifact": measure_load(
+                    self.artifact, opening.feeds, **options, config=self.config
+                ),
             }
         except ModelError as e:
             self.checks.append(Check("opens", FAIL, str(e)))
             return False
         self.checks.append(Check("opens", PASS, "ONNX Runtime opens it"))
-        pairs = zip(tried, base.errors, self.loads["artifact"].errors, strict=True)
+        pairs = zip(opening.tried, base.errors, self.loads["artifact"].errors, strict=True)
         for (what, feed), wanted, error in pairs:
             if wanted is not None:
                 # what float refuses proves nothing
@@ -353,14 +347,14 @@ class _Gate:
                 provider=self.provider,
             )
             return
-        timed = self._timed(budget_s)
+        timed = self._timed(budget_s, None if self.opened is None else self.opened.child)
         if timed is None:
             return
         self.timed = timed.with_loads(self.loads)
         self.checks.append(speed_check(timed.speedup("artifact"), self.limits.min_speedup))
         self.checks += latency_checks(timed.models["artifact"].interval_ms, allowed)
 
-    def _timed(self, budget_s: float) -> SpeedResult | None:
+    def _timed(self, budget_s: float, process: Child | None) -> SpeedResult | None:
         """The latencies; None where the artifact or the float model cannot be timed.
 
         The fused float form is there for comparison alone: where it fails, it is left out.
@@ -380,6 +374,7 @@ class _Gate:
                     custom_ops=self.custom_ops,
                     load=False,
                     provider=self.provider,
+                    process=process,
                     progress=lambda share: self._tell("time", share),
                 )
             except ModelError as e:

@@ -22,6 +22,7 @@ from qcompile.ir.plan import FLOAT, PrecisionPlan
 from qcompile.ir.save import save_model
 from qcompile.lock import Lock
 from qcompile.memory import Room
+from qcompile.opened import OpenedModel
 from qcompile.options import Options
 from qcompile.planner.default import default_plan
 from qcompile.prepare import Prepared
@@ -138,6 +139,7 @@ class Job:
         base: an earlier compile that this one follows, None without --from.
         rollout: how state is carried over from call to call, None for models without.
         room: what the float model needs and may have; None where nobody asked.
+        opened: the user's model, if it was opened in a process of its own before anything was known of it.
     """
 
     prepared: Prepared
@@ -149,6 +151,7 @@ class Job:
     rollout: Rollout | None = None
     base: Base | None = None
     room: Room | None = None
+    opened: OpenedModel | None = None
 
     def in_parts(self) -> SegmentedSession | None:
         """The float model run part by part, where it does not fit in memory; else None."""
@@ -176,14 +179,10 @@ class Job:
             save_model(self.prepared.loaded.model, copy, external_above=LOADED_WHOLE)
         return copy if inside else path
 
-    def remembered_reference(self) -> RememberedSession | SegmentedSession:
-        """What the outputs must equal, with a memory for the samples of the gate."""
-        parts = self.in_parts()
-        if parts is not None:
-            return parts
-        return RememberedSession(
-            self.open_reference, list(self.data.held), self.work / "remembered"
-        )
+    def remembered_reference(self, stands: OpenedModel | None = None) -> RememberedSession:
+        """What the outputs must equal, with a memory for the gate's samples; opened, or in ``stands``."""
+        folder = self.work / "remembered"
+        return RememberedSession(self.open_reference, list(self.data.held), folder, stands=stands)
 
     def open_reference(self) -> Session:
         """What the outputs must equal, opened; of a large model no weights are packed for the kernels."""

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from qcompile.backends.ort import CPU
-from qcompile.child import run_child, stored_feeds
+from qcompile.child import Child, run_child, stored_feeds
 from qcompile.enough import Enough
 from qcompile.interval import Interval, median_interval
 from qcompile.ir.errors import ModelError
@@ -19,6 +19,8 @@ __all__ = [
     "LoadResult",
     "ModelSpeed",
     "SpeedResult",
+    "child_options",
+    "load_result",
     "measure_load",
     "measure_many",
     "measure_pair",
@@ -148,6 +150,7 @@ def measure_many(
     custom_ops: Path | None = None,
     load: bool = False,
     provider: str = CPU,
+    process: Child | None = None,
     progress: Progress | None = None,
 ) -> SpeedResult:
     """Time models interleaved in one child process, as sessions with default options.
@@ -161,12 +164,14 @@ def measure_many(
             closely as is needed.
         enough: how closely that is; +-2 % unless told.
         spinning: whether idle threads spin. None: as ONNX Runtime does by default (they spin), and
-            if half of the budget leaves the ratios vague, or will as it looks, once more without.
+            if half of the budget leaves the ratios vague, or will as it looks, once more without (unless
+            opening the models takes longer than that half).
             (Two cores shared with other work, PP-OCRv4 recognition at two threads: 1.04 with an
             interval of 0.83 to 1.34 in 10 s spinning, 1.21 with 1.19 to 1.23 in 2 s without; on
             idle cores both ways agree to 1 %.)
         custom_ops: library with custom operators.
         provider: what executes them.
+        process: one in which some of the models may stand open.
         load: also open each model in a fresh process of its own, for load time and memory.
         progress: told the share of the work done, 0 to 1.
 
@@ -179,7 +184,7 @@ def measure_many(
         raise ValueError("no models to time")
     chosen, together = _chosen(feeds)
     with stored_feeds(chosen) as files:
-        common = _options(threads, spinning, custom_ops, provider)
+        common = child_options(threads, spinning, custom_ops, provider)
         loads: dict[str, LoadResult] = {}
         if load:
             for name, path in paths.items():
@@ -194,11 +199,13 @@ def measure_many(
         }
         # one thread has nobody to wait for, so there is nothing to retry
         retry = spinning is None and threads != 1
-        budget = {"budget_s": budget_s / (2 if retry else 1), "give_up": retry}
-        found = run_child({**job, **budget}, paths, progress)
-        if retry and enough.vague(found["ratios"]):
+        share = budget_s / (2 if retry else 1)
+        job |= {"budget_s": share, "again_s": share if retry else 0.0}
+        ask = run_child if process is None else process.ask
+        found = ask(job, paths, progress)
+        if found["again"] and enough.vague(found["ratios"]):
             common["spinning"] = False
-            found = run_child({**job, **common, **budget, "give_up": False}, paths, progress)
+            found = run_child({**job, **common, "again_s": 0.0}, paths, progress)
     models = {}
     for name in paths:
         p50, p90, p99 = found["latency_ms"][name]
@@ -253,19 +260,25 @@ def measure_load(
         ModelError: the model cannot be opened, or crashes the runtime.
     """
     with stored_feeds(feeds) as files:
-        common = _options(threads, spinning, custom_ops) | {"config": config}
+        common = child_options(threads, spinning, custom_ops) | {"config": config}
         return _load(Path(path).name, path, files, common)
 
 
 def _load(name: str, path: Path, files: list[str], common: Mapping[str, Any]) -> LoadResult:
     job = {"kind": "load", "model": str(Path(path).resolve()), "feeds": files, **common}
-    found = run_child(job, {name: path}, None)
-    return LoadResult(**{**found, "errors": tuple(found["errors"])})
+    return load_result(run_child(job, {name: path}, None))
 
 
-def _options(
+def load_result(found: Mapping[str, Any]) -> LoadResult:
+    """What a process replies to the job "load"."""
+    names = ("load_ms", "first_ms", "memory_bytes")
+    return LoadResult(**{name: found[name] for name in names}, errors=tuple(found["errors"]))
+
+
+def child_options(
     threads: int | None, spinning: bool | None, custom_ops: Path | None, provider: str = CPU
 ) -> dict[str, Any]:
+    """How a process is to open models, as its jobs say it."""
     library = str(custom_ops.resolve()) if custom_ops is not None else None
     spins = spinning is not False
     return {"threads": threads, "spinning": spins, "custom_ops": library, "provider": provider}

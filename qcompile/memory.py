@@ -9,7 +9,7 @@ from pathlib import Path
 import onnx_ir as oir
 import psutil
 
-__all__ = ["Room", "allowed_bytes", "float_bytes", "room_for"]
+__all__ = ["Room", "allowed_bytes", "float_bytes", "needed_for", "room_for"]
 
 HELD = 2.2
 """Bytes that the runtime holds for each byte of float weights: as they are read, and packed."""
@@ -57,7 +57,12 @@ def room_for(model: oir.Model, limit: int | None) -> Room:
         model: the user's.
         limit: what ``--memory-limit`` allows, None for all that is free.
     """
-    return Room(round(HELD * float_bytes(model)) + BASE, allowed_bytes(limit))
+    return Room(needed_for(float_bytes(model)), allowed_bytes(limit))
+
+
+def needed_for(weights: int) -> int:
+    """Bytes to open and run a float model with so many bytes of weights."""
+    return round(HELD * weights) + BASE
 
 
 def float_bytes(model: oir.Model) -> int:

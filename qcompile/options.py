@@ -72,7 +72,7 @@ class Options:
         threads: intra-op threads for costs and gate; None = the runtime's default.
         memory_limit: bytes.
         effort: "fast", "default" or "max". How long plans are searched for; with weights in few bits "fast"
-            leaves out what the report shows beyond the verdict.
+            judges by 8 held-back samples and leaves out what the report shows beyond the verdict.
         seed: of everything random.
         allow_random: let random calibration data count as delivered, with a warning.
         custom_ops: a library with custom operators.

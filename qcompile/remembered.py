@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from qcompile.backends.ort import Feed, Session
+from qcompile.child import Child
+from qcompile.kept_outputs import keep_outputs, kept_outputs
 from qcompile.measure import LoadResult
+from qcompile.opened import OpenedModel
 from qcompile.segmented import feed_digest
 
 __all__ = ["RememberedSession"]
@@ -23,6 +24,7 @@ class RememberedSession(Session):
 
     Attributes:
         load: how the model opened by itself in a gate, for the next one with the same samples.
+        stands: the model in a process of its own, where it was opened in one.
     """
 
     load: LoadResult | None = None
@@ -34,18 +36,23 @@ class RememberedSession(Session):
         folder: Path,
         *,
         most: int = ON_DISK,
+        stands: OpenedModel | None = None,
     ) -> None:
-        """Open it.
+        """Open it, unless it stands open elsewhere.
 
         Args:
             opens: gives the session, again after ``release``.
             feeds: the samples whose outputs are worth remembering.
             folder: where they lie; made if it is not there.
             most: bytes that may lie there.
+            stands: what runs samples in place of ``opens`` where it can.
         """
         self._opens, self._folder, self._left = opens, folder, most
-        self._session: Session | None = opens()
-        self.inputs, self.outputs = self._session.inputs, self._session.outputs
+        self._session: Session | None = None
+        self.stands = stands
+        self.load = None if stands is None else stands.load
+        face = stands or self._opened()
+        self.inputs, self.outputs = face.inputs, face.outputs
         self._names = [port.name for port in self.outputs]
         self._known = {feed_digest(self.inputs, feed) for feed in feeds}
         folder.mkdir(parents=True, exist_ok=True)
@@ -55,9 +62,29 @@ class RememberedSession(Session):
         """The runtime's session, opened if it is not."""
         return self._opened().raw
 
+    @property
+    def child(self) -> Child | None:
+        """The process in which the model stands open, where it does."""
+        found = None if self.stands is None else self.stands.child
+        return found if found is not None and found.alive else None
+
     def release(self) -> None:
         """Give the session's memory back; what is remembered stays."""
         self._session = None
+
+    def remember(self, feeds: Sequence[Feed]) -> None:
+        """Have the outputs of these now, where that needs no opening."""
+        places = {}
+        for feed in feeds:
+            key = feed_digest(self.inputs, feed)
+            self._known.add(key)
+            if not (self._folder / key).is_dir():
+                places[self._folder / key] = feed
+        if self.stands is None or self.child is None:
+            for feed in places.values():
+                self.run(feed)
+        elif places:
+            self._left = self.stands.keep_outputs(places, self._left)
 
     def run(self, feed: Feed, outputs: Sequence[str] | None = None) -> dict[str, Any]:
         """The outputs by name; mapped where they are remembered.
@@ -72,26 +99,14 @@ class RememberedSession(Session):
         place = self._folder / key
         if not place.is_dir():
             found = self._opened().run(feed)
-            if not self._keep(place, found):
+            kept = keep_outputs(place, found, self._left)
+            self._left -= kept
+            if not kept:
                 return {name: found[name] for name in names}
         at = {name: i for i, name in enumerate(self._names)}
-        return {n: np.load(place / f"{at[n]}.npy", mmap_mode="r") for n in names}
+        return dict(zip(names, kept_outputs(place, [at[n] for n in names]), strict=True))
 
     def _opened(self) -> Session:
         if self._session is None:
             self._session = self._opens()
         return self._session
-
-    def _keep(self, place: Path, found: Mapping[str, Any]) -> bool:
-        """Whether the outputs could be stored: there is room, and all of them are plain arrays."""
-        plain = [a for a in found.values() if isinstance(a, np.ndarray) and a.dtype != object]
-        size = sum(array.nbytes for array in plain)
-        if len(plain) < len(found) or size > self._left:
-            return False
-        draft = place.with_suffix(".part")
-        draft.mkdir(exist_ok=True)
-        for i, name in enumerate(self._names):
-            np.save(draft / f"{i}.npy", found[name], allow_pickle=False)
-        draft.rename(place)
-        self._left -= size
-        return True

@@ -23,11 +23,21 @@ from qcompile.checkpoint import Checkpoint, Kept
 from qcompile.ir.blocks import BlockWeight
 from qcompile.ir.codebook import to_codebook
 from qcompile.ir.matrices import Matrix
+from qcompile.ir.target import WeightForm
 from qcompile.job import Job
+from qcompile.options import Options
 from qcompile.stream_weights import Group, Values, groups_of, stream
 from qcompile.weights_plan import MatrixChoice
 
-__all__ = ["Rounded", "round_alone", "round_matrices", "round_raised", "stored_once"]
+__all__ = [
+    "Rounded",
+    "algorithm_for",
+    "round_alone",
+    "round_matrices",
+    "round_raised",
+    "rounds_alone",
+    "stored_once",
+]
 
 Advance = Callable[[float, float | None], None]
 
@@ -69,6 +79,19 @@ class Rounded:
         if self.columns is None:
             return stored
         return np.asarray(stored / np.array(self.columns, np.float32), np.float32)
+
+
+def algorithm_for(options: Options, form: WeightForm, *, random: bool) -> str:
+    """How weights are rounded where nothing was asked for; ``random`` data teach nothing."""
+    if options.algorithm != "auto":
+        return options.algorithm
+    plain = random or form.codebook or (options.bits or form.bits) == 8
+    return "rtn" if plain else "descent"
+
+
+def rounds_alone(options: Options, form: WeightForm) -> bool:
+    """Whether matrices are rounded one by one, with no data, whatever the data are."""
+    return algorithm_for(options, form, random=False) in DATA_FREE
 
 
 def round_matrices(

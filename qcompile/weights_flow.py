@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from qcompile.cache_scales import Cache, find_cache, stored
 from qcompile.checkpoint import Checkpoint, claim, progress_folder
 from qcompile.dear_matrices import disturbed, disturbed_by_nearest
 from qcompile.finish import deliver
+from qcompile.float_ahead import float_ahead, spared
 from qcompile.fuse_decoders import fuse_decoder
 from qcompile.ir.affine import TensorRange
 from qcompile.ir.codebook import CodebookWeight
@@ -42,10 +43,18 @@ from qcompile.language import (
     Perplexity,
     language_of,
 )
+from qcompile.layers import macs_by_origin
 from qcompile.lock import Lock
 from qcompile.remembered import RememberedSession
 from qcompile.result import CompileResult
-from qcompile.round_weights import Rounded, round_matrices, round_raised, stored_once
+from qcompile.round_weights import (
+    DATA_FREE,
+    Rounded,
+    algorithm_for,
+    round_matrices,
+    round_raised,
+    stored_once,
+)
 from qcompile.segmented import SegmentedSession
 from qcompile.sizes import LOADED_WHOLE
 from qcompile.stages import Stages
@@ -116,6 +125,7 @@ class Compressed:
         generation: how it generates, for language models.
         cache: scales of a cache in 8 bits; None where it stays float.
         beside: float's outputs for the gate's samples.
+        macs: origin id -> multiply-accumulates.
     """
 
     tried: tuple[Tried, ...]
@@ -124,6 +134,7 @@ class Compressed:
     generation: Generation | None
     cache: Cache | None = None
     beside: RememberedSession | SegmentedSession | None = None
+    macs: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def taken(self) -> Tried:
@@ -153,7 +164,9 @@ def compile_weights(
     def able(found: list[MatrixChoice]) -> list[MatrixChoice]:
         return engine_choices(found, form) if engine else found
 
-    matrices, notes = find_matrices(job.prepared.model)
+    job, notes = spared(job)
+    matrices, left = find_matrices(job.prepared.model)
+    notes += left
     matched = choose_matrices(matrices, form, options)
     choices = able(follow_plan(matched, options, None))
     bits = options.bits or form.bits
@@ -162,94 +175,101 @@ def compile_weights(
             f"this ONNX Runtime has no MatMulNBits for weights of {bits} bits; "
             "install a newer one, or use --bits 4"
         )
-    algorithm = _algorithm(job, form, bits)
+    algorithm = algorithm_for(options, form, random=job.data.random)
     wanted = None if lock is None else able(follow_plan(matched, options, lock.plan))
-    beside = job.remembered_reference()
-    language = language_of(beside, job.prepared.inputs)
-    beside.release()
-    cache: Cache | None = None
-    if options.kv_cache == "int8":
-        with stages("calibrate the cache"):
-            cache = find_cache(job)
-    disk = job.work / "rounded" if keep is not None else progress_folder(output)
-    again = algorithm == "descent"  # what is rounded behind a matrix makes up for its error
-    base, apart = choices, dict[str, float]()
-    if again and wanted is not None:
-        base = wanted
-    elif again:
-        with stages("find what disturbs"):
-            claim(disk, key)
-            apart = disturbed_by_nearest(job, choices, language, disk, stages.reporter.advance)
-            base = able(raise_dear(choices, apart))
-
-    def rounded_as(asked: Sequence[MatrixChoice]) -> tuple[dict[str, Rounded], Checkpoint]:
-        with stages("round weights"):
-            kept = Checkpoint(disk, key, as_plan(asked).to_json())
-            advance, toward = stages.reporter.advance, language is not None
-            return round_matrices(job, asked, algorithm, advance, kept, toward=toward), kept
-
-    few, checkpoint = rounded_as(base)
-    fitted = base
-    peaks: dict[str, TensorRange] = {}
-    if engine:
-        with stages("calibrate"):
-            peaks = engine_peaks(job)
-    tried: list[Tried] = []
-    records: tuple[PassRecord, ...] = ()
-    taken, keep_share = base if wanted is None else wanted, 1.0
-    while True:
-        rounded = _with_raised(few, fitted, taken, Checkpoint(job.work / "raised", {}))
-        with stages("lower"):
-            path = job.work / f"weights{len(tried)}.onnx"
-            model = lower(job.prepared.model, rounded, form)
-            if cache is not None:
-                cache = stored(model, cache, options.min_ort)
-            if engine:
-                records = save_for_engine(job, model, peaks, path)
-            else:
-                records = fuse_decoder(job, model)
-                save_model(model, path, external_above=LOADED_WHOLE)
-        with stages("gate"):
-            pairs = None if language is None else Perplexity(language)
-            gate = left_float(job, taken) or judge_weights(
-                job, path, language, beside, pairs, last=len(tried) == ATTEMPTS - 1
-            )
-            beside.release()
-        share = raised_share(choices, taken)
-        tried.append(Tried(share, taken, rounded, model, path, gate, records))
-        fixed = lock is not None or options.plan is not None or len(tried) == ATTEMPTS
-        excess = _excess(gate)
-        if fixed or excess is None:
-            break
-        if not apart:
+    some = any(choice.spec is not None for choice in choices)
+    with float_ahead(job, runs=some, apart=algorithm in DATA_FREE) as float_side:
+        cache: Cache | None = None
+        if options.kv_cache == "int8":
+            with stages("calibrate the cache"):
+                cache = find_cache(job)
+        disk = job.work / "rounded" if keep is not None else progress_folder(output)
+        again = algorithm == "descent"  # what is rounded behind a matrix makes up for its error
+        base, apart = choices, dict[str, float]()
+        if again and wanted is not None:
+            base = wanted
+        elif again:
             with stages("find what disturbs"):
-                apart = disturbed(job, few, base, language, stages.reporter.advance)
-        keep_share *= AIM / max(1.0, excess)
-        raised = able(raise_bits(base, apart, keep_share))
-        if raised == taken:
-            break
-        taken = raised
-        if again:
-            few, checkpoint = rounded_as(taken)
-            fitted = taken
-    if engine:
-        made = Compressed(tuple(tried), algorithm, tuple(notes), None)
-        result = deliver_engine(job, made, peaks, lock, key, stages, output, keep)
+                claim(disk, key)
+                language = language_of(float_side(), job.prepared.inputs)
+                apart = disturbed_by_nearest(job, choices, language, disk, stages.reporter.advance)
+                base = able(raise_dear(choices, apart))
+
+        def rounded_as(asked: Sequence[MatrixChoice]) -> tuple[dict[str, Rounded], Checkpoint]:
+            with stages("round weights"):
+                kept = Checkpoint(disk, key, as_plan(asked).to_json())
+                advance = stages.reporter.advance
+                toward = again and language_of(float_side(), job.prepared.inputs) is not None
+                return round_matrices(job, asked, algorithm, advance, kept, toward=toward), kept
+
+        few, checkpoint = rounded_as(base)
+        fitted = base
+        peaks: dict[str, TensorRange] = {}
+        if engine:
+            with stages("calibrate"):
+                peaks = engine_peaks(job)
+        else:
+            with stages("count"):
+                macs = macs_by_origin(job)
+        tried: list[Tried] = []
+        records: tuple[PassRecord, ...] = ()
+        taken, keep_share = base if wanted is None else wanted, 1.0
+        while True:
+            rounded = _with_raised(few, fitted, taken, Checkpoint(job.work / "raised", {}))
+            with stages("lower"):
+                path = job.work / f"weights{len(tried)}.onnx"
+                model = lower(job.prepared.model, rounded, form)
+                if cache is not None:
+                    cache = stored(model, cache, options.min_ort)
+                if engine:
+                    records = save_for_engine(job, model, peaks, path)
+                else:
+                    records = fuse_decoder(job, model)
+                    save_model(model, path, external_above=LOADED_WHOLE)
+            with stages("run float"):
+                beside = float_side()
+                language = language_of(beside, job.prepared.inputs)
+            with stages("gate"):
+                pairs = None if language is None else Perplexity(language)
+                gate = left_float(job, taken) or judge_weights(
+                    job, path, language, beside, pairs, last=len(tried) == ATTEMPTS - 1
+                )
+                beside.release()
+            share = raised_share(choices, taken)
+            tried.append(Tried(share, taken, rounded, model, path, gate, records))
+            fixed = lock is not None or options.plan is not None or len(tried) == ATTEMPTS
+            excess = _excess(gate)
+            if fixed or excess is None:
+                break
+            if not apart:
+                with stages("find what disturbs"):
+                    apart = disturbed(job, few, base, language, stages.reporter.advance)
+            keep_share *= AIM / max(1.0, excess)
+            raised = able(raise_bits(base, apart, keep_share))
+            if raised == taken:
+                break
+            taken = raised
+            if again:
+                few, checkpoint = rounded_as(taken)
+                fitted = taken
+        if engine:
+            made = Compressed(tuple(tried), algorithm, tuple(notes), None)
+            result = deliver_engine(job, made, peaks, lock, key, stages, output, keep)
+            checkpoint.remove()
+            return result
+        with stages("gate"):
+            generation = generated(job, tried[-1].path, tried[-1].gate, language, pairs)
+        made = Compressed(tuple(tried), algorithm, tuple(notes), generation, cache, beside, macs)
+        result = deliver(
+            job,
+            lock,
+            stages,
+            output,
+            keep,
+            lambda folder: write_weights(folder, job, made, key, stages, output),
+        )
         checkpoint.remove()
         return result
-    with stages("gate"):
-        generation = generated(job, tried[-1].path, tried[-1].gate, language, pairs)
-    made = Compressed(tuple(tried), algorithm, tuple(notes), generation, cache, beside)
-    result = deliver(
-        job,
-        lock,
-        stages,
-        output,
-        keep,
-        lambda folder: write_weights(folder, job, made, key, stages, output),
-    )
-    checkpoint.remove()
-    return result
 
 
 def lower(model: oir.Model, rounded: Mapping[str, Rounded], form: WeightForm) -> oir.Model:
@@ -272,13 +292,6 @@ def lower(model: oir.Model, rounded: Mapping[str, Rounded], form: WeightForm) ->
         lower_weights(copy, found, weights, form.accuracy_level)
     drop_unused(copy)
     return copy
-
-
-def _algorithm(job: Job, form: WeightForm, bits: int) -> str:
-    """How weights are rounded where nothing was asked for."""
-    if job.options.algorithm != "auto":
-        return job.options.algorithm
-    return "rtn" if job.data.random or form.codebook or bits == 8 else "descent"
 
 
 def _with_raised(

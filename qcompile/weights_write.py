@@ -16,7 +16,7 @@ from qcompile.ir.errors import QCompileError
 from qcompile.ir.plan import FLOAT
 from qcompile.ir.save import save_model
 from qcompile.job import Job
-from qcompile.layers import integer_share, layer_row, macs_by_origin
+from qcompile.layers import integer_share, layer_row
 from qcompile.lock import Lock
 from qcompile.outcome import settle
 from qcompile.report import CompileReport
@@ -192,7 +192,7 @@ def matrix_rows(made: Compressed) -> list[dict[str, Any]]:
 
 def _layers(job: Job, made: Compressed) -> tuple[list[dict[str, Any]], float | None]:
     """One row for each node that reads a matrix; realised is what ONNX Runtime executes."""
-    macs = macs_by_origin(job)
+    macs = made.macs
     feed = job.data.calibration.load(0)
     seen = realised(
         made.taken.path, feed, custom_ops=job.options.custom_ops, folder=job.work

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from qcompile.enough import Enough
-from qcompile.worker import interleave
+from qcompile.interleave import interleave
 
 
 class Clock:

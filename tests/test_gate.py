@@ -32,7 +32,8 @@ def opened_here(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
     """Open models in this process, half a second quicker each, except where `child` is asked for."""
 
     if "child" not in request.fixturenames:
-        monkeypatch.setattr("qcompile.gate.measure_load", load_here)
+        for place in ("gate", "opening"):
+            monkeypatch.setattr(f"qcompile.{place}.measure_load", load_here)
 
 
 @pytest.fixture

@@ -17,7 +17,8 @@ from tests.gate_models import FEEDS, NOISY, failed, gate, load_here, small
 
 @pytest.fixture(autouse=True)
 def opened_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("qcompile.gate.measure_load", load_here)
+    for place in ("gate", "opening"):
+        monkeypatch.setattr(f"qcompile.{place}.measure_load", load_here)
 
 
 @pytest.fixture

@@ -138,6 +138,37 @@ def test_slow_models_get_three_groups_on_credit() -> None:
     assert median_interval(found["ratios"]["i"]).high < math.inf
 
 
+@pytest.mark.parametrize(("opening_s", "anew"), [(0.2, True), (4.0, False)])
+def test_dear_sessions_stay_open(opening_s: float, anew: bool) -> None:
+    clock, opened = Clock(), list[str]()
+    costs = {"float": 3 * 10**8, "int": 10**8}
+
+    def open_one(name: str) -> Callable[[int], None]:
+        opened.append(name)
+        clock.now += int(opening_s * 1e9)
+        return clock.runner(lambda _: costs[name])
+
+    found = timed(clock, list(costs), open_one, budget_s=12.0)
+    assert found["groups"] >= 3
+    assert found["ratios"]["int"] == pytest.approx([3.0] * found["groups"])
+    assert len(opened) == (2 * found["groups"] if anew else 2)
+    # what stays open is opened before the budget begins
+    assert anew or found["seconds"] < clock.now / 1e9 - 2 * opening_s + 1e-6
+
+
+@pytest.mark.parametrize(("opening_s", "again"), [(0.5, True), (5.0, False)])
+def test_no_second_time_where_opening_takes_longer(opening_s: float, again: bool) -> None:
+    clock, noise = Clock(), np.random.default_rng(0)
+
+    def open_one(name: str) -> Callable[[int], None]:
+        clock.now += int(opening_s * 1e9)
+        return clock.runner(lambda _: int(1e8 * noise.uniform(0.3, 3.0)))
+
+    found = timed(clock, ["float", "int"], open_one, budget_s=4.0, again_s=4.0)
+    assert found["again"] == again
+    assert again or found["seconds"] >= 8.0, "it has the time of both"
+
+
 def test_pair_in_a_child_process(slow: Path, fast: Path) -> None:
     shares: list[float] = []
     found = measure.measure_pair(
