@@ -16,6 +16,7 @@ from qcompile.passes.fuse_gelu import FuseGelu
 from qcompile.passes.fuse_layernorm import FuseLayerNorm
 from qcompile.passes.fuse_rotary import FuseRotary
 from qcompile.passes.fuse_softmax import FuseSoftmax
+from qcompile.passes.group_queries import GroupQueries
 from qcompile.passes.move_transposes import MoveTransposes
 from qcompile.passes.project_softmax import ProjectSoftmax
 from qcompile.passes.rewrite_conv_transpose import RewriteConvTranspose
@@ -72,8 +73,8 @@ def runtime_passes() -> list[Pass]:
 
 
 def decoder_passes() -> list[Pass]:
-    """ONNX Runtime's own operators for what decoders do between their matrices.
+    """Forms that ONNX Runtime's CPU is fast at, for what decoders do between their matrices.
 
     To run behind the lowering: what folds, scales or cuts a model knows the canonical forms.
     """
-    return [FuseRotary()]
+    return [FuseRotary(), GroupQueries()]

@@ -132,6 +132,7 @@ def test_a_decoder_with_a_cache_is_compiled_and_judged_over_steps(
     assert ops.count("MatMulNBits") == 11  # k and v are too small to gain anything
     assert ops.count("GatherBlockQuantized") == 1
     assert ops.count("RotaryEmbedding") == (0 if form == "contrib" else 4)
+    assert "Expand" not in ops
     steps = [row for row in report["gate"]["steps"] if row["output"] == "logits"]
     assert [row["step"] for row in steps] == [1, 4, 8]
     assert all(row["sqnr_db"] > 20 for row in steps)
@@ -139,16 +140,16 @@ def test_a_decoder_with_a_cache_is_compiled_and_judged_over_steps(
 
 
 @pytest.mark.parametrize(
-    ("options", "expected"),
+    ("options", "expected", "repeated"),
     [
-        ({}, 4),
-        ({"min_ort": "1.17"}, 4),
-        ({"min_ort": "1.16"}, 0),
-        ({"disable": ("fuse-rotary",)}, 0),
+        ({}, 4, 0),
+        ({"min_ort": "1.17"}, 4, 0),
+        ({"min_ort": "1.16"}, 0, 0),
+        ({"disable": ("fuse-rotary", "group-queries")}, 0, 4),
     ],
 )
-def test_rotations_are_one_operator_where_it_is_known_and_wanted(
-    forms: ModuleType, options: dict[str, Any], expected: int
+def test_decoders_are_written_for_the_runtime_as_far_as_is_known_and_wanted(
+    forms: ModuleType, options: dict[str, Any], expected: int, repeated: int
 ) -> None:
     model = load_model(tiny(forms, "plain")).model
     target = get_target("ort-int4")
@@ -158,6 +159,7 @@ def test_rotations_are_one_operator_where_it_is_known_and_wanted(
     fuse_decoder(cast("Job", job), model)
     made = [n for n in model.graph if n.op_type == "RotaryEmbedding"]
     assert len(made) == expected
+    assert sum(n.op_type == "Expand" for n in model.graph) == repeated
     assert oldest_runtime(model).release == ((1, 17) if expected else (1, 12))
     after = oir.to_proto(model).SerializeToString()
     for feed in samples(tiny(forms, "plain"), 2):
