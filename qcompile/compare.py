@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qcompile.channel_groups import ChannelGroup, ChannelSums, channels_text, runs
-from qcompile.row_sums import pair_sums
+from qcompile.row_sums import Rows, pair_sums
 
 __all__ = ["SQNR_MAX", "OutputComparison", "OutputResult", "SampleScore", "compare_outputs", "db"]
 
@@ -177,14 +177,15 @@ class OutputComparison:
     track: bool = True
     channels: ChannelSums = field(default_factory=ChannelSums)
 
-    def update(self, sample: str, label: str | None, ref: Array, got: Array) -> None:
-        """Take in one sample's float output and the artifact's."""
+    def update(self, sample: str, label: str | None, ref: Array, got: Array) -> Rows | None:
+        """Take in one sample's float output and the artifact's; the rows of both, where it has classes."""
+        rows = None
         self.seen += 1
         if ref.shape != got.shape:
             self.shape_differs += 1
             sums = self._mismatch(ref, got)
         elif self.kind == "float":
-            sums = self._floats(ref, got)
+            sums, rows = self._floats(ref, got)
         else:
             sums = _Sums(equal=int(np.count_nonzero(ref == got)), count=int(ref.size))
         self.total.add(sums)
@@ -195,6 +196,7 @@ class OutputComparison:
             # stable: of equal samples the one seen first stays first
             self.worst.append((here, sample))
             self.worst = sorted(self.worst, key=lambda one: one[0])[:WORST]
+        return rows
 
     def _mismatch(self, ref: Array, got: Array) -> _Sums:
         """A different number of results: as if nothing matched."""
@@ -206,7 +208,7 @@ class OutputComparison:
         self.peak = max(self.peak, float(np.max(np.abs(a), initial=0.0)))
         return _Sums(signal=signal, noise=max(signal + other, np.finfo(np.float64).tiny))
 
-    def _floats(self, ref: Array, got: Array) -> _Sums:
+    def _floats(self, ref: Array, got: Array) -> tuple[_Sums, Rows | None]:
         found = pair_sums(ref, got)
         self.ignored += found.ignored
         self.nonfinite += found.nonfinite
@@ -214,12 +216,13 @@ class OutputComparison:
         self.peak = max(self.peak, found.peak)
         self.dot += found.dot
         self.got_energy += found.energy
-        self.rows += found.rows
-        self.same_top += found.same_top
-        self.kl_sum += found.kl
+        if found.rows is not None:
+            self.rows += len(found.rows.kl)
+            self.same_top += int(np.count_nonzero(found.rows.same))
+            self.kl_sum += float(found.rows.kl.sum())
         self.channels.take(found.channels)
         self._variation(ref)
-        return _Sums(signal=found.signal, noise=found.noise)
+        return _Sums(signal=found.signal, noise=found.noise), found.rows
 
     def _variation(self, ref: Array) -> None:
         if not self.track or ref.size > _TRACKED or not ref.size:
@@ -296,7 +299,7 @@ def compare_outputs(
     label: str | None,
     ref: Mapping[str, Any],
     got: Mapping[str, Any],
-) -> None:
+) -> dict[str, Rows]:
     """Add one sample to ``comparisons`` (name -> accumulator, made on first sight).
 
     Args:
@@ -305,14 +308,21 @@ def compare_outputs(
         label: its slice, None for none.
         ref: the float model's outputs.
         got: the artifact's, with the same names.
+
+    Returns:
+        what was found of each row of the outputs with classes on the last axis.
     """
+    found: dict[str, Rows] = {}
     for name, value in ref.items():
         other = dict(_arrays(name, got[name]))
         for part, a in _arrays(name, value):
             b = other.get(part, np.empty((0,), a.dtype))
             kind = "float" if a.dtype.kind == "f" and b.dtype.kind == "f" else "other"
             one = comparisons.setdefault(part, OutputComparison(part, kind))
-            one.update(sample, label, a, b)
+            rows = one.update(sample, label, a, b)
+            if rows is not None:
+                found[part] = rows
+    return found
 
 
 def _arrays(name: str, value: Any) -> Iterator[tuple[str, Array]]:

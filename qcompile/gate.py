@@ -260,9 +260,10 @@ class _Gate:
             except ModelError as e:
                 self.checks.append(Check("runs", FAIL, f"fails on sample '{name}': {e}"))
                 continue
-            compare_outputs(compared, name, slices.get(name), self.selected.judged(ref), got)
+            judged = self.selected.judged(ref)
+            rows = compare_outputs(compared, name, slices.get(name), judged, got)
             if self.watch is not None:
-                self.watch.take(feed, ref, got)
+                self.watch.take(feed, ref, got, rows)
             self._tell("compare", (index + 1) / len(self.feeds))
         self.outputs = [c.result() for c in compared.values()]
         self._batch()

@@ -15,6 +15,7 @@ from qcompile.data.text import token_input
 from qcompile.decoding import Decoding, Reading, compare_decoding
 from qcompile.probabilities import Likeness, surprise
 from qcompile.rollout import Rollout
+from qcompile.row_sums import Rows
 from qcompile.scores import Metric
 
 __all__ = [
@@ -102,16 +103,24 @@ class Perplexity:
         self._language = language
         self.likeness = Likeness()
 
-    def take(self, feed: Mapping[str, Any], ref: Mapping[str, Any], got: Mapping[str, Any]) -> None:
+    def take(
+        self,
+        feed: Mapping[str, Any],
+        ref: Mapping[str, Any],
+        got: Mapping[str, Any],
+        rows: Mapping[str, Rows],
+    ) -> None:
         """Take in a sample; an artifact whose logits have another shape predicts nothing."""
-        first, second = (np.asarray(outputs[self._language.logits]) for outputs in (ref, got))
+        name = self._language.logits
+        first, second = (np.asarray(outputs[name]) for outputs in (ref, got))
         if first.shape != second.shape:
             second = np.full_like(first, np.nan)
         ids = np.asarray(feed[self._language.tokens], np.int64)
         # some models give logits of the last tokens alone, others put something in front of the tokens
         count = min(ids.shape[1], first.shape[1])
         following = ids[:, ids.shape[1] - count + 1 :]
-        self.likeness.add(first[:, -count:], second[:, -count:], following)
+        known = rows.get(name) if count == first.shape[1] else None
+        self.likeness.add(first[:, -count:], second[:, -count:], following, known)
 
     def both(self) -> tuple[float, float]:
         """Float's, the artifact's."""

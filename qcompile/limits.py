@@ -13,6 +13,7 @@ from qcompile.interval import Interval
 from qcompile.ir.errors import OptionError
 from qcompile.needed import Needed
 from qcompile.rollout import StepResult
+from qcompile.row_sums import Rows
 from qcompile.units import Drop
 from qcompile.verdict import FAIL, PASS, VAGUE, Check, ScoreResult
 
@@ -69,8 +70,8 @@ class PairMetric(Protocol):
     def lower_is_better(self) -> bool:
         """Direction."""
 
-    def take(self, feed: Outputs, ref: Outputs, got: Outputs) -> None:
-        """Take in a sample, float's outputs and the artifact's."""
+    def take(self, feed: Outputs, ref: Outputs, got: Outputs, rows: Mapping[str, Rows]) -> None:
+        """Take in a sample, float's outputs, the artifact's, and what is known of their rows."""
 
     def both(self) -> tuple[float, float]:
         """Float's score, the artifact's."""

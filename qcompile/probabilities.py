@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from qcompile.row_sums import AT_ONCE
+from qcompile.row_sums import Rows, rows_of
 
 __all__ = ["Likeness", "surprise"]
 
@@ -51,22 +51,22 @@ class Likeness:
         first: npt.NDArray[Any],
         second: npt.NDArray[Any],
         following: npt.NDArray[np.integer[Any]],
+        rows: Rows | None = None,
     ) -> None:
-        """Logits (rows, tokens, vocabulary) and the tokens that did follow the first of them, (rows, n)."""
+        """Logits (rows, tokens, vocabulary) and the tokens that did follow the first of them, (rows, n).
+
+        ``rows`` are what ``rows_of`` tells of the logits, where that is known.
+        """
         following = np.atleast_2d(following)
-        rows, tokens, size = first.shape
-        known = np.zeros((rows, tokens), np.int64)
-        known[:, : following.shape[1]] = following
-        parts: list[npt.NDArray[np.float64]] = []
-        flat = known.reshape(-1)
-        a, b = (x.reshape(-1, size) for x in (first, second))
-        step = max(1, AT_ONCE // size)
-        for i in range(0, len(a), step):
-            one = slice(i, i + step)
-            parts.append(_beside(a[one].astype(float), b[one].astype(float), flat[one]))
-        same, kl, *loss = np.concatenate(parts, 1).reshape(4, rows, tokens)
-        before, after = (x[:, : following.shape[1]] for x in loss)
-        self._found.append(_Predictions(same > 0, kl, (before, after)))
+        shape, known = first.shape[:2], following.shape[1]
+        rows = rows_of(first, second) if rows is None else rows
+        before, after = (
+            logs.reshape(shape)[:, :known]
+            - np.take_along_axis(logits[:, :known], following[..., None], -1)[..., 0]
+            for logs, logits in zip(rows.logs, (first, second), strict=True)
+        )
+        same, kl = rows.same.reshape(shape), rows.kl.reshape(shape)
+        self._found.append(_Predictions(same, kl, (before, after)))
 
     def ends(self, steps: int) -> Likeness:
         """The last predictions of each sample alone."""
@@ -103,20 +103,3 @@ class Likeness:
         predicted = max(1, sum(one.loss[0].size for one in self._found))
         first, second = (sum(float(one.loss[i].sum()) for one in self._found) for i in (0, 1))
         return float(np.exp(first / predicted)), float(np.exp(second / predicted))
-
-
-def _beside(
-    a: npt.NDArray[np.float64], b: npt.NDArray[np.float64], following: npt.NDArray[np.int64]
-) -> npt.NDArray[np.float64]:
-    """(4, rows): same most likely token, divergence, and what each model is surprised by what followed."""
-    tops = [x.argmax(1) for x in (a, b)]
-    a -= np.take_along_axis(a, tops[0][:, None], 1)
-    b -= np.take_along_axis(b, tops[1][:, None], 1)
-    at = following[:, None]
-    taken = [np.take_along_axis(x, at, 1)[:, 0] for x in (a, b)]
-    share = np.exp(a)
-    sums = [share.sum(1), np.exp(b).sum(1)]
-    logs = [np.log(total) for total in sums]
-    a -= b
-    kl = np.einsum("rv,rv->r", share, a) / sums[0] - logs[0] + logs[1]
-    return np.stack([tops[0] == tops[1], kl, logs[0] - taken[0], logs[1] - taken[1]])

@@ -15,13 +15,39 @@ import numpy.typing as npt
 
 from qcompile.channel_groups import Sums, channel_axes
 
-__all__ = ["AT_ONCE", "PairSums", "divergence_of", "pair_sums"]
+__all__ = ["PairSums", "Rows", "pair_sums", "rows_of"]
 
 AT_ONCE = 1 << 17
 """Elements in float64 that a CPU's second cache holds, with what is made of them."""
 
 Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows of two arrays as distributions over the last axis, in the order in which they lie.
+
+    Attributes:
+        same: (rows,) whether both have the same largest class.
+        kl: (rows,) Kullback-Leibler divergence in nats of the other's distribution from float's. A row is a
+            distribution if it is one already, else its softmax is.
+        logs: (2, rows) logarithm of the sum of exponentials: less a class's value, what that class would
+            surprise each model by, in nats.
+    """
+
+    same: npt.NDArray[np.bool_]
+    kl: Floats
+    logs: Floats
+
+    @classmethod
+    def joined(cls, parts: Sequence[Rows]) -> Rows:
+        """Behind each other."""
+        return cls(
+            np.concatenate([part.same for part in parts]),
+            np.concatenate([part.kl for part in parts]),
+            np.concatenate([part.logs for part in parts], 1),
+        )
 
 
 @dataclass
@@ -37,9 +63,7 @@ class PairSums:
         peak: largest absolute value of float's.
         ignored: elements where float's is NaN or infinite.
         nonfinite: elements where the other alone is.
-        rows: with classes on the last axis.
-        same_top: rows with the same largest class.
-        kl: sum of the rows' divergences, in nats.
+        rows: with classes on the last axis; None where it has one element.
         channels: sums by channel, of each axis that may hold channels.
     """
 
@@ -51,9 +75,7 @@ class PairSums:
     peak: float = 0.0
     ignored: int = 0
     nonfinite: int = 0
-    rows: int = 0
-    same_top: int = 0
-    kl: float = 0.0
+    rows: Rows | None = None
     channels: dict[int, Sums] = field(default_factory=dict)
 
 
@@ -66,6 +88,7 @@ def pair_sums(ref: Array, got: Array) -> PairSums:
     last = ref.ndim - 1
     by_row: list[Floats] = []
     by_column: list[Sums] = []
+    classes: list[Rows] = []
     for rows in _runs(ref, got):
         a, b = _finite(*rows, found)
         error = a - b
@@ -84,9 +107,9 @@ def pair_sums(ref: Array, got: Array) -> PairSums:
                 )
             )
         if ref.ndim and ref.shape[-1] > 1:
-            found.rows += len(a)
-            found.same_top += int(np.count_nonzero(a.argmax(1) == b.argmax(1)))
-            found.kl += float(divergence_of(a, b).sum())
+            classes.append(_beside(a, b))
+    if classes:
+        found.rows = Rows.joined(classes)
     each = np.concatenate(by_row, 1)
     found.signal, found.noise = float(each[0].sum()), float(each[1].sum())
     found.peak, found.max_abs_error = float(each[2].max()), float(each[3].max())
@@ -129,27 +152,29 @@ def _of_axis(each: Floats, shape: Sequence[int], axis: int) -> Sums:
     return Sums(signal.sum(others), noise.sum(others)[None], peak.max(others), worst.max(others))
 
 
-def divergence_of(ref: Floats, got: Floats) -> Floats:
-    """Kullback-Leibler divergence in nats of each row's distribution from the first's.
+def rows_of(ref: Array, got: Array) -> Rows:
+    """The rows of two arrays of one shape, in float64."""
+    return Rows.joined([_beside(a, b) for a, b in _runs(ref, got)])
 
-    A row is a distribution if it is one already, else its softmax is.
-    """
-    if _are_shares(ref) or _are_shares(got):
-        p, q = (rows if _are_shares(rows) else _softmax(rows) for rows in (ref, got))
-        ratio = np.log(np.maximum(p, 1e-12)) - np.log(np.maximum(q, 1e-12))
-        return np.asarray(np.einsum("rc,rc->r", p, ratio))
-    # sum of p (log p - log q), with logarithms of the two sums alone
-    a, b = (rows - rows.max(1, keepdims=True) for rows in (ref, got))
+
+def _beside(ref: Floats, got: Floats) -> Rows:
+    tops = [rows.argmax(1)[:, None] for rows in (ref, got)]
+    most = [np.take_along_axis(rows, top, 1) for rows, top in zip((ref, got), tops, strict=True)]
+    a, b = ref - most[0], got - most[1]
     share = np.exp(a)
     total, other = share.sum(1), np.exp(b).sum(1)
-    a -= b
-    return np.asarray(np.einsum("rc,rc->r", share, a) / total - np.log(total) + np.log(other))
+    logs = np.log(np.stack([total, other]))
+    if _are_shares(ref) or _are_shares(got):
+        p = ref if _are_shares(ref) else share / total[:, None]
+        q = got if _are_shares(got) else np.exp(b) / other[:, None]
+        ratio = np.log(np.maximum(p, 1e-12)) - np.log(np.maximum(q, 1e-12))
+        kl = np.einsum("rc,rc->r", p, ratio)
+    else:
+        # sum of p (log p - log q), with logarithms of the two sums alone
+        a -= b
+        kl = np.einsum("rc,rc->r", share, a) / total - logs[0] + logs[1]
+    return Rows((tops[0] == tops[1])[:, 0], kl, logs + np.stack(most)[..., 0])
 
 
 def _are_shares(rows: Floats) -> bool:
     return bool(rows.min() >= 0.0) and bool(np.allclose(rows.sum(1), 1.0, atol=1e-2))
-
-
-def _softmax(rows: Floats) -> Floats:
-    shifted = np.exp(rows - rows.max(1, keepdims=True))
-    return np.asarray(shifted / shifted.sum(1, keepdims=True))

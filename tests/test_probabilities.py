@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from qcompile.compare import compare_outputs
 from qcompile.language import Language, Perplexity
 from qcompile.probabilities import Likeness, surprise
 
@@ -33,7 +34,7 @@ def test_what_cannot_be_is_infinitely_surprising_and_nan_stays_nan() -> None:
 def test_two_models_predictions_are_compared_token_by_token(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("qcompile.probabilities.AT_ONCE", 90)  # three tokens at once
+    monkeypatch.setattr("qcompile.row_sums.AT_ONCE", 90)  # three tokens at once
     rng = np.random.default_rng(1)
     first = rng.normal(0, 4, (2, 7, 30)).astype(np.float32)
     second = first + rng.normal(0, 1, first.shape).astype(np.float32)
@@ -55,15 +56,25 @@ def test_two_models_predictions_are_compared_token_by_token(
     assert ends.perplexity[0] == pytest.approx(np.exp(last / 3), rel=1e-6)
 
 
+@pytest.mark.parametrize("told", [True, False])
 @pytest.mark.parametrize("given", [1, 3, 5, 8])
-def test_logits_of_fewer_or_more_tokens_are_those_at_the_end(given: int) -> None:
+def test_logits_of_fewer_or_more_tokens_are_those_at_the_end(given: int, told: bool) -> None:
     rng = np.random.default_rng(2)
     ids = rng.integers(0, 30, (1, 5))
     logits = rng.normal(0, 4, (1, given, 30)).astype(np.float32)
+    other = logits + rng.normal(0, 1, logits.shape).astype(np.float32)
     pairs = Perplexity(Language("ids", "logits"))
-    pairs.take({"ids": ids}, {"logits": logits}, {"logits": logits})
+    rows = compare_outputs({}, "", None, {"logits": logits}, {"logits": other})
+    pairs.take({"ids": ids}, {"logits": logits}, {"logits": other}, rows if told else {})
     count = min(given, 5)
-    rows = logits[:, -count:][:, :-1]
-    wanted = float(np.exp(surprise(rows, ids[:, 6 - count :]).mean())) if count > 1 else 1.0
-    assert pairs.both() == pytest.approx((wanted, wanted), rel=1e-6)
+    wanted = [
+        float(np.exp(surprise(x[:, -count:][:, :-1], ids[:, 6 - count :]).mean()))
+        if count > 1
+        else 1.0
+        for x in (logits, other)
+    ]
+    assert pairs.both() == pytest.approx(wanted, rel=1e-6)
     assert pairs.likeness.positions == count
+    a, b = (log_softmax(x[:, -count:]) for x in (logits, other))
+    assert pairs.likeness.kl == pytest.approx((np.exp(a) * (a - b)).sum() / count)
+    assert pairs.likeness.agreement == (a.argmax(-1) == b.argmax(-1)).mean()
