@@ -1,16 +1,18 @@
-"""Concrete shapes of tensors for one feed, read inside the graph so that no tensor crosses over."""
+"""Concrete shapes of tensors for one feed: inferred, or read inside the graph, so that none crosses over."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import onnx_ir as oir
 
 from qcompile.capture import runner
 from qcompile.data.inputs import Feed
 from qcompile.ir.graph import fresh_name
 from qcompile.ir.macs import macs
+from qcompile.ir.shapes import infer_shapes
 from qcompile.segmented import SegmentedSession
 
 __all__ = ["mac_counts", "shapes_seen"]
@@ -61,6 +63,22 @@ def shapes_seen(
     return {names[k]: tuple(int(d) for d in v) for k, v in found.items()}
 
 
+def _inferred(model: oir.Model, feed: Feed) -> dict[str, tuple[int, ...]]:
+    """Shapes that follow from those of the feed: of most exported models all, in a tenth of a run."""
+    bound = model.clone()
+    for node in bound.graph:
+        for value in node.outputs:
+            value.shape = None
+    for value in bound.graph.inputs:
+        if value.name in feed:
+            value.shape = oir.Shape(np.shape(feed[value.name]))
+    infer_shapes(bound)
+    values = (v for node in bound.graph for v in (*node.inputs, *node.outputs) if v is not None)
+    return {
+        v.name: tuple(v.shape.numpy()) for v in values if v.name and v.shape and v.shape.is_static()
+    }
+
+
 def mac_counts(
     model: oir.Model,
     feed: Feed,
@@ -78,6 +96,8 @@ def mac_counts(
         v.name: t.numpy().shape for v in model.graph.initializers.values() if (t := v.const_value)
     }
     tensors = [v.name for n in having for v in (*n.inputs, *n.outputs) if v is not None and v.name]
-    seen = shapes_seen(model, tensors, feed, work, custom_ops, part=part)
-    shapes = {k: s for k, s in known.items() if k} | seen
+    shapes = {k: s for k, s in known.items() if k} | _inferred(model, feed)
+    unknown = [name for name in tensors if name not in shapes]
+    if unknown:
+        shapes |= shapes_seen(model, unknown, feed, work, custom_ops, part=part)
     return {n: macs(n, shapes) or 0 for n in having}
