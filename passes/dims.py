@@ -9,16 +9,39 @@ wrote on inner tensors, because those are not always true.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Protocol
 
 import onnx_ir as oir
 
-__all__ = ["MAX_ELEMENTS", "Dim", "Dims", "Known"]
+__all__ = ["MAX_ELEMENTS", "Dim", "Dims", "Known", "total"]
 
 Dim = int | str
 Dims = tuple[Dim, ...]
 MAX_ELEMENTS = 64
 """Longest integer vector whose elements are followed."""
+
+_PLUS = " plus "
+
+
+def total(parts: Iterable[Dim]) -> Dim:
+    """The sum, one token for one sum in whatever order: behind a cache, positions are past and new.
+
+    >>> total(["past", 1, "new"]) == total([total(["new", "past"]), 1])
+    True
+    """
+    number, tokens = 0, list[str]()
+    for part in parts:
+        for one in [part] if isinstance(part, int) else part.split(_PLUS):
+            if isinstance(one, int):
+                number += one
+            elif one.lstrip("-").isdecimal():
+                number += int(one)
+            else:
+                tokens.append(one)
+    if not tokens:
+        return number
+    return _PLUS.join([*sorted(tokens), *([str(number)] if number else [])])
 
 
 class Known(Protocol):

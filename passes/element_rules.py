@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as oir
 
 from qcompile.ir.graph import attribute
-from qcompile.passes.dims import MAX_ELEMENTS, Dim, Dims, Known
+from qcompile.passes.dims import MAX_ELEMENTS, Dim, Dims, Known, total
 
 __all__ = ["ELEMENT_RULES"]
 
@@ -91,11 +91,15 @@ def _calculate(kind: str, x: Dim, y: Dim) -> Dim | None:
         return x
     if x == neutral and kind in ("Mul", "Add"):
         return y
+    if kind == "Add":
+        return total((x, y))
+    if kind == "Sub" and isinstance(y, int):
+        return total((x, -y))
     if not isinstance(x, int) or not isinstance(y, int):
         return None
     if kind == "Div":
         return x // y if x >= 0 and y > 0 else None
-    return {"Add": x + y, "Sub": x - y, "Mul": x * y}[kind]
+    return x * y if kind == "Mul" else None
 
 
 def _equal_elements(t: Known, node: oir.Node) -> Dims | None:

@@ -24,6 +24,7 @@ from qcompile.passes.rewrite_one_hot import RewriteOneHot
 from qcompile.passes.spell_shifts import SpellShifts
 from qcompile.passes.spell_softmax import SpellSoftmax
 from qcompile.passes.split_first import SplitFirst
+from qcompile.passes.transpose_heads import TransposeHeads
 
 __all__ = ["decoder_passes", "prepare_passes", "runtime_passes"]
 
@@ -77,4 +78,4 @@ def decoder_passes() -> list[Pass]:
 
     To run behind the lowering: what folds, scales or cuts a model knows the canonical forms.
     """
-    return [FuseRotary(), GroupQueries()]
+    return [FuseRotary(), TransposeHeads(), GroupQueries()]

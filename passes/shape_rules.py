@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as oir
 
 from qcompile.ir.graph import attribute
-from qcompile.passes.dims import Dim, Dims, Known
+from qcompile.passes.dims import Dim, Dims, Known, total
 
 __all__ = ["SHAPE_RULES"]
 
@@ -147,11 +147,8 @@ def _concat(t: Known, node: oir.Node, out: oir.Value) -> Dims | None:
     known = [s for s in shapes if s is not None]
     if len(known) != len(shapes) or not known:
         return None
-    sizes = [s[axis] for s in known]
-    total = sum(s for s in sizes if isinstance(s, int))
     result = list(known[0])
-    fixed = all(isinstance(s, int) for s in sizes)
-    result[axis] = total if fixed else f"{out.name}:{axis % len(result)}"
+    result[axis] = total(s[axis] for s in known)
     return tuple(result)
 
 

@@ -6,6 +6,7 @@ import onnx
 import onnx_ir as oir
 import pytest
 
+from qcompile.passes.dims import total
 from qcompile.passes.fold_constants import FoldConstants
 from qcompile.passes.fold_shapes import FoldShapes
 from qcompile.passes.tracker import Tracker
@@ -194,3 +195,39 @@ def test_a_stale_inner_shape_does_not_freeze_the_batch() -> None:
     for one in (FoldConstants(), FoldShapes()):
         one.run(state)
     assert target_of(state.model) == [0, -1]
+
+
+def test_keys_behind_a_cache_are_as_many_as_past_and_new() -> None:
+    """PyTorch's newer exporter adds the sizes and repeats the heads to the sum."""
+    body = """
+        k = Concat<axis = 2>(past, x)
+        s = Shape<start = 2, end = 3>(x)
+        p = Shape<start = 2, end = 3>(past)
+        sum = Add(s, p)
+        b = Shape<start = 0, end = 1>(x)
+        target = Concat<axis = 0>(b, v2, heads, sum, v3)
+        wide = Unsqueeze(k, v2)
+        y = Expand(wide, target)"""
+    signature = "(float[B, 2, S, 3] x, float[B, 2, P, 3] past) => (float[A, C, D, E, F] y)"
+    after = check_passes(
+        parse(model(body, signature)), FoldShapes(), ["Concat", "Unsqueeze", "Expand"]
+    )
+    target = after.graph[-1].inputs[1]
+    assert target is not None
+    assert target.const_value is not None
+    assert target.const_value.numpy().tolist() == [1, 1, 4, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("parts", "expected"),
+    [
+        ((2, 3), 5),
+        (("a", 0), "a"),
+        (("b", 1, "a"), "a plus b plus 1"),
+        (("a plus b plus 1", -1), "a plus b"),
+        ((), 0),
+    ],
+)
+def test_a_sum_of_sizes_has_one_name(parts: tuple[int | str, ...], expected: int | str) -> None:
+    assert total(parts) == expected
+    assert total(reversed(parts)) == expected
