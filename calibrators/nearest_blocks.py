@@ -30,6 +30,9 @@ Start = Callable[[float], tuple[Floats, Floats]]
 SHRINKS = (1.0, 0.94, 0.88, 0.82, 0.76, 0.68)
 """Shares of the full range that are tried; at 2 and 3 bits the optimum lies far in."""
 
+FINE = 8
+"""Bits from which, with nothing known of the inputs, every block of an embedding keeps the full range."""
+
 GAINS = (0.8, 1.25)
 """Most that a scale is changed for the sake of a block's gain."""
 
@@ -49,8 +52,10 @@ def fit_blocks(
         matrix: real weights.
         spec: the grid.
         importance: (in,), weighs the squared errors; None weighs all alike.
-        shrinks: shares of the range to try.
+        shrinks: shares of the range to try; of fine grids the first alone, where there is no importance.
     """
+    if importance is None and spec.bits >= FINE:
+        shrinks = shrinks[:1]
     blocks = split_blocks(matrix, spec.block)
     weigh = None
     if importance is not None:

@@ -113,7 +113,7 @@ def find_matrices(model: oir.Model) -> tuple[list[Matrix], list[Note]]:
             (u is not None and u[0].op_type in ("MatMul", "Gemm")) or _is_row(u) for u in uses
         ):
             continue
-        reason = _refusal(value, uses)
+        reason = _refusal(value, uses) or _turning(value, uses)
         if reason:
             notes.append(Note(value.name or "", f"stays float: {reason}"))
             continue
@@ -170,6 +170,55 @@ def _refusal(value: oir.Value, uses: list[_Found | None]) -> str:
     if len({use[1] for use in uses if use is not None}) > 1:
         return "it is read along rows and along columns"
     return ""
+
+
+_MOVES = (
+    "Cast",
+    "Concat",
+    "Expand",
+    "Identity",
+    "Reshape",
+    "Slice",
+    "Squeeze",
+    "Transpose",
+    "Unsqueeze",
+)
+
+
+def _turning(value: oir.Value, uses: list[_Found | None]) -> str:
+    """Why a table is no embedding: its rows turn activations (cosines and sines of positions)."""
+    tensor = value.const_value
+    rows = [use[0].outputs[0] for use in uses if use is not None and _is_row(use)]
+    if tensor is None or not any(map(_multiplies, rows)):
+        return ""
+    if float(np.abs(tensor.numpy()).max(initial=0.0)) > 1.0:
+        return ""
+    return "its rows multiply activations, where errors would enter every layer"
+
+
+def _multiplies(rows: oir.Value) -> bool:
+    """Whether rows, however moved, are factors of something that is as wide as they are."""
+    for node in rows.consumers():
+        if node.op_type in _MOVES and not node.domain:
+            if _multiplies(node.outputs[0]):
+                return True
+        elif node.op_type == "RotaryEmbedding":
+            return True
+        elif node.op_type == "Mul" and not node.domain:
+            other = next((v for v in node.inputs if v is not rows), None)
+            if (
+                other is not None
+                and other.const_value is None
+                and _width(rows) == _width(other) > 1
+            ):
+                return True
+    return False
+
+
+def _width(value: oir.Value) -> int:
+    """Elements of the last axis; 0 where that is not known."""
+    last = value.shape[-1] if value.shape else None
+    return last if isinstance(last, int) else 0
 
 
 def _uses(value: oir.Value, flipped: bool, path: tuple[oir.Node, ...]) -> Iterator[_Found | None]:
