@@ -67,6 +67,14 @@ class Spelling:
             self.add("Split", [value, lengths], [axis], outputs=len(sizes))
         return list(self.nodes[-1].outputs)
 
+    def mean(self, value: oir.Value) -> oir.Value:
+        """The mean of ``value`` along its last axis, which stays as one number."""
+        if self.opset < 18:
+            return self.add("ReduceMean", [value], [oir.AttrInt64s("axes", [-1])])
+        base = f"{self._node.outputs[0].name}_axes"
+        axes = add_initializer(self._graph, base, np.array([-1], np.int64))
+        return self.add("ReduceMean", [value, axes])
+
     def constant(self, number: float) -> oir.Value:
         """A scalar of the type that the operator yields."""
         result = self._node.outputs[0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from qcompile.backends.ort import max_opset
 from qcompile.passes.spell_fused import SpellFused
 from tests.passes.checks import check_passes, ops, parse, state_of
 
@@ -106,6 +107,23 @@ def test_the_sum_is_handed_on() -> None:
         {{ y, m, d, t = com.microsoft.SkipLayerNormalization(x, z, g, s)
            o = Relu(t) }}"""
     check_passes(parse(text), SpellFused(), ["Add", "LayerNormalization", "Relu"])
+
+
+RMS = ["Pow", "ReduceMean", "Add", "Sqrt", "Div", "Mul"]
+
+
+@pytest.mark.parametrize(("opset", "norm"), [(17, RMS), (18, RMS), (23, ["RMSNormalization"])])
+@pytest.mark.parametrize("tail", ["(x, z, g)", "(x, z, g, b)"])
+def test_a_sum_in_front_of_a_root_mean_square(opset: int, norm: list[str], tail: str) -> None:
+    if opset > max_opset():
+        pytest.skip("this ONNX Runtime has no opset 23")
+    text = f"""{HEAD} g (float[N, 3, 4] x, float[N, 3, 4] z) => (float[N, 3, 4] y, float[N, 3, 4] o)
+        <{constants(g=(4,), b=(4,))}>
+        {{ y, m, d, t = com.microsoft.SkipSimplifiedLayerNormalization<epsilon = 0.001>{tail}
+           o = Relu(t) }}"""
+    adds = ["Add", "Add"] if "b)" in tail else ["Add"]
+    text = text.replace('"" : 17', f'"" : {opset}').replace("version: 9", "version: 10")
+    check_passes(parse(text), SpellFused(), [*adds, *norm, "Relu"])
 
 
 def attention(mask: str, given: str) -> str:
