@@ -219,12 +219,13 @@ def compile_weights(
             with stages("lower"):
                 path = job.work / f"weights{len(tried)}.onnx"
                 model = lower(job.prepared.model, rounded, form)
+                if not engine:
+                    records = fuse_decoder(job, model)
                 if cache is not None:
                     cache = stored(model, cache, options.min_ort)
                 if engine:
                     records = save_for_engine(job, model, peaks, path)
                 else:
-                    records = fuse_decoder(job, model)
                     save_model(model, path, external_above=LOADED_WHOLE)
             with stages("run float"):
                 beside = float_side()

@@ -222,6 +222,8 @@ def test_a_cache_in_8_bits_is_judged_and_recorded(
     said = next(c["text"] for c in report["gate"]["checks"] if c["name"] == "interface")
     assert "the cache is int8 (4 inputs, past_key_values.0.key to" in said
     made = onnx.load(out / "model.onnx", load_external_data=False)
+    ops = [n.op_type for n in made.graph.node]
+    assert (ops.count("RotaryEmbedding"), "Expand" in ops) == (0 if form == "contrib" else 4, False)
     kinds = {i.name: i.type.tensor_type.elem_type for i in made.graph.input}
     assert {k for k, v in kinds.items() if v == onnx.TensorProto.INT8} == {
         f"past_key_values.{i}.{part}" for i in range(2) for part in ("key", "value")
