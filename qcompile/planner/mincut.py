@@ -11,11 +11,13 @@ algorithms for network problems", in the form of Ahuja and Orlin 1991).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-from scipy import sparse
-from scipy.sparse import csgraph
+
+if TYPE_CHECKING:
+    from scipy import sparse
 
 __all__ = ["LIMIT", "Cut", "minimum_cut"]
 
@@ -68,6 +70,9 @@ def minimum_cut(
     # float64 bounds the sum without overflow; the exact sum only matters well below the limit.
     if float(capacity.astype(np.float64).sum()) >= LIMIT:
         raise ValueError(f"capacities add up to 2**62 or more; scale them down ({capacity.max()=})")
+    from scipy import sparse  # a third of a second, which most commands need not pay
+    from scipy.sparse import csgraph
+
     inside = tail != head
     shape = (vertices, vertices)
     # scipy's flow takes int32 indices only; vertices are thousands.
@@ -84,6 +89,9 @@ def minimum_cut(
 
 def _saturate(arcs: sparse.csr_array, source: int, sink: int) -> sparse.csr_array:
     """The residual capacities of a maximum flow."""
+    from scipy import sparse
+    from scipy.sparse import csgraph
+
     residual: sparse.csr_array = arcs
     out_of_source = int(residual[[source], :].sum())
     into_sink = int(residual[:, [sink]].sum())
