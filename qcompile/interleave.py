@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,8 @@ def interleave(
     progress: Callable[[float], None],
     again_s: float = 0.0,
     paid_s: float = 0.0,
+    settle_s: float = 0.0,
+    sleep: Callable[[float], None] = time.sleep,
     clock: Callable[[], int] = time.perf_counter_ns,
 ) -> dict[str, Any]:
     """Time models in turns, in groups of rounds with freshly opened sessions.
@@ -64,6 +67,8 @@ def interleave(
             vague; then this stops once it is seen that the budget will not do. Where opening alone takes
             longer, there is no second time, and this one has all of it.
         paid_s: what opening took of models that stood open before; then all stay so.
+        settle_s: pause before another model's turn, and the least length of a turn.
+        sleep: pauses.
         clock: nanoseconds.
 
     Returns:
@@ -105,7 +110,9 @@ def interleave(
                 if (key := (name, feed if together else 0)) not in expected:
                     expected[key] = warm(runs[name], feed, clock)
             ns = {name: expected[name, feed if together else 0] for name in order}
-            blocks = _rounds(runs, ns, feed, opened / len(taken), clock)
+            turn_s = max(BLOCK_S, settle_s)
+            pause = partial(sleep, settle_s) if settle_s else None
+            blocks = _rounds(runs, ns, feed, opened / len(taken), turn_s, pause, clock)
             for name in active:
                 each = [float(np.median(block)) for block in blocks[name]]
                 times[name].append(float(np.median(each)))
@@ -153,6 +160,8 @@ def _rounds(
     expected: Mapping[str, float],
     feed: int,
     opened_ns: float,
+    turn_s: float,
+    pause: Callable[[], None] | None,
     clock: Callable[[], int],
 ) -> dict[str, list[list[int]]]:
     """Blocks of runs by name: as many rounds as take about the time that opening took.
@@ -160,12 +169,16 @@ def _rounds(
     ``expected`` has the nanoseconds of a run by name, in the order of the first round.
     """
     order = list(expected)
-    counts = {n: max(1, min(2000, round(BLOCK_S * 1e9 / ns))) for n, ns in expected.items()}
+    counts = {n: max(1, min(2000, round(turn_s * 1e9 / ns))) for n, ns in expected.items()}
     one_round = sum(counts[name] * expected[name] for name in order)
     blocks: dict[str, list[list[int]]] = {name: [] for name in order}
+    last = ""
     for index in range(max(2, min(12, round(max(opened_ns, 1e8) / one_round)))):
         for name in order if index % 2 == 0 else reversed(order):
             run, block = runs[name], []
+            if pause is not None and name != last:
+                pause()
+            last = name
             if expected[name] < SLOW_S * 1e9:
                 run(feed)
             for _ in range(counts[name]):

@@ -58,7 +58,16 @@ def write_weights(
     if handed_over:
         write_deploy(folder / "deploy", place / MODEL, list(job.data.held)[:SAMPLES])
     in_float = all(layer["requested"] == FLOAT for layer in layers)
-    data = common_data(job, outcome, gate, model, output=output, key=key, notes=made.notes)
+    data = common_data(
+        job,
+        outcome,
+        gate,
+        model,
+        output=output,
+        key=key,
+        records=made.taken.records,
+        notes=made.notes,
+    )
     data |= {
         "delivered_form": "float" if in_float else "quantized",
         "next": f"python {output / 'deploy' / 'run.py'}" if handed_over else outcome.advice,
