@@ -22,7 +22,7 @@ from qcompile.opening import opening_of
 from qcompile.options import Options
 from qcompile.remembered import RememberedSession
 from qcompile.round_weights import rounds_alone
-from qcompile.segmented import SegmentedSession, port_of
+from qcompile.segmented import SegmentedSession
 from qcompile.sizes import model_bytes
 
 __all__ = ["Beside", "float_ahead", "opened_early", "spared"]
@@ -110,9 +110,9 @@ def _opened(path: Path, options: Options) -> OpenedModel:
 
 
 def _tried(job: Job, opened: OpenedModel) -> RememberedSession:
-    ports = [port_of(v) for v in job.prepared.loaded.model.graph.inputs if not v.is_initializer()]
-    opened.try_out(opening_of(list(job.data.held), job.data.extremes(), ports).feeds)
+    opened.wait()
     beside = job.remembered_reference(opened)
+    beside.try_out(opening_of(list(job.data.held), job.data.extremes(), beside.inputs).feeds)
     _remember(job, beside)
     return beside
 

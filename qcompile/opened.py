@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +39,8 @@ class OpenedModel:
         self.child = Child()
         self.child.send({"kind": "keep", **self._job})
 
-    def try_out(self, feeds: Sequence[Feed]) -> None:
-        """Run each feed once, as the first thing that it runs.
+    def wait(self) -> None:
+        """Until it stands open: then inputs and outputs are known.
 
         Raises:
             ModelError: it cannot be opened, or crashes the runtime.
@@ -50,9 +50,19 @@ class OpenedModel:
             tuple(Port(name, kind, tuple(shape)) for name, kind, shape in ports[way])
             for way in ("inputs", "outputs")
         )
-        with stored_feeds(feeds) as files:
-            job = {"kind": "try", "feeds": files, **self._job}
-            self.load = load_result(self.child.ask(job, self._models))
+
+    def try_out(self, feeds: Mapping[Path, Feed], room: int) -> int:
+        """Run each feed once, as the first thing that it runs, and keep outputs as ``keep_outputs`` does.
+
+        A feed that the runtime refuses is no exception: its message stands in ``load.errors``.
+
+        Raises:
+            ModelError: a feed crashes the runtime.
+        """
+        found = self._ran("try", feeds, room)
+        self.load = load_result(found)
+        left: int = found["room"]
+        return left
 
     def keep_outputs(self, feeds: Mapping[Path, Feed], room: int) -> int:
         """Run feeds and write each one's outputs into its folder, see ``kept_outputs``.
@@ -67,11 +77,14 @@ class OpenedModel:
         Raises:
             ModelError: the runtime refuses a feed.
         """
+        left: int = self._ran("run", feeds, room)["room"]
+        return left
+
+    def _ran(self, kind: str, feeds: Mapping[Path, Feed], room: int) -> dict[str, Any]:
         with stored_feeds(list(feeds.values())) as files:
             places = [str(place.resolve()) for place in feeds]
-            job = {"kind": "run", "feeds": files, "places": places, "room": room, **self._job}
-            left: int = self.child.ask(job, self._models)["room"]
-        return left
+            job = {"kind": kind, "feeds": files, "places": places, "room": room, **self._job}
+            return self.child.ask(job, self._models)
 
     def close(self) -> None:
         """End the process."""

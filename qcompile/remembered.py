@@ -50,7 +50,6 @@ class RememberedSession(Session):
         self._opens, self._folder, self._left = opens, folder, most
         self._session: Session | None = None
         self.stands = stands
-        self.load = None if stands is None else stands.load
         face = stands or self._opened()
         self.inputs, self.outputs = face.inputs, face.outputs
         self._names = [port.name for port in self.outputs]
@@ -72,19 +71,26 @@ class RememberedSession(Session):
         """Give the session's memory back; what is remembered stays."""
         self._session = None
 
+    def try_out(self, feeds: Sequence[Feed]) -> None:
+        """Have the model that stands open elsewhere run these first; what they give is remembered."""
+        if self.stands is not None:
+            self._left = self.stands.try_out(self._missing(feeds), self._left)
+            self.load = self.stands.load
+
     def remember(self, feeds: Sequence[Feed]) -> None:
         """Have the outputs of these now, where that needs no opening."""
-        places = {}
-        for feed in feeds:
-            key = feed_digest(self.inputs, feed)
-            self._known.add(key)
-            if not (self._folder / key).is_dir():
-                places[self._folder / key] = feed
+        missing = self._missing(feeds)
         if self.stands is None or self.child is None:
-            for feed in places.values():
+            for feed in missing.values():
                 self.run(feed)
-        elif places:
-            self._left = self.stands.keep_outputs(places, self._left)
+        elif missing:
+            self._left = self.stands.keep_outputs(missing, self._left)
+
+    def _missing(self, feeds: Sequence[Feed]) -> dict[Path, Feed]:
+        """The feeds, which are worth remembering from now on, that were not run yet, by place."""
+        places = {self._folder / feed_digest(self.inputs, feed): feed for feed in feeds}
+        self._known |= {place.name for place in places}
+        return {place: feed for place, feed in places.items() if not place.is_dir()}
 
     def run(self, feed: Feed, outputs: Sequence[str] | None = None) -> dict[str, Any]:
         """The outputs by name; mapped where they are remembered.

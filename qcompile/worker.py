@@ -12,6 +12,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -136,10 +137,11 @@ def _tried(kept: _Kept, job: Mapping[str, Any], emit: Emit) -> dict[str, Any]:
     errors: list[str | None] = []
     first_ms, memory = None, kept.after - kept.before
     read = process.memory_info().rss - kept.after  # the feeds are no memory of the model
-    for index, feed in enumerate(feeds):
+    places, room = job.get("places", ()), job.get("room", 0)
+    for index, (feed, place) in enumerate(zip_longest(feeds, places)):
         begin = time.perf_counter()
         try:
-            kept.session.run(feed)
+            found = kept.session.run(feed)
         except QCompileError as e:
             errors.append(str(e))
         else:
@@ -147,12 +149,16 @@ def _tried(kept: _Kept, job: Mapping[str, Any], emit: Emit) -> dict[str, Any]:
             if first_ms is None:
                 first_ms = (time.perf_counter() - begin) * 1e3
                 memory = process.memory_info().rss - kept.before - read
+            if place is not None:
+                room -= keep_outputs(Path(place), found, room)
+            del found
         emit({"progress": index + 1, "of": len(feeds)})
     return {
         "load_ms": kept.seconds * 1e3,
         "first_ms": first_ms,
         "memory_bytes": max(0, memory),
         "errors": errors,
+        "room": room,
     }
 
 

@@ -156,6 +156,30 @@ def test_dear_sessions_stay_open(opening_s: float, anew: bool) -> None:
     assert anew or found["seconds"] < clock.now / 1e9 - 2 * opening_s + 1e-6
 
 
+def test_another_models_turn_waits_for_spinning_threads() -> None:
+    clock, spins = Clock(), {"float": 0, "int": 0}
+    spin, least = 5 * 10**7, {"float": 3 * 10**6, "int": 10**6}
+
+    def open_one(name: str) -> Callable[[int], None]:
+        def run(_: int) -> int:
+            other = next(n for n in spins if n != name)
+            busy = clock.now < spins[other]
+            ns = least[name] * (2 if busy else 1)  # half of the cores are taken
+            spins[name] = clock.now + ns + spin
+            return ns
+
+        return clock.runner(run)
+
+    def sleep(seconds: float) -> None:
+        clock.now += int(seconds * 1e9)
+
+    given: dict[str, Any] = {"budget_s": 20.0, "sleep": sleep}
+    beside = timed(clock, ["float", "int"], open_one, **given)
+    alone = timed(clock, ["float", "int"], open_one, **given, settle_s=0.06)
+    assert np.median(beside["runs_ns"]["int"]) == 2 * least["int"]
+    assert {n: np.median(runs) for n, runs in alone["runs_ns"].items()} == least
+
+
 @pytest.mark.parametrize(("opening_s", "again"), [(0.5, True), (5.0, False)])
 def test_no_second_time_where_opening_takes_longer(opening_s: float, again: bool) -> None:
     clock, noise = Clock(), np.random.default_rng(0)

@@ -35,9 +35,12 @@ def opened(path: Path) -> Iterator[OpenedModel]:
     found.close()
 
 
-def test_it_tells_what_a_session_tells(opened: OpenedModel, path: Path) -> None:
+def test_it_tells_what_a_session_tells(opened: OpenedModel, path: Path, tmp_path: Path) -> None:
     wrong: dict[str, Any] = {"x": np.ones((1, 3), "f")}
-    opened.try_out([FEEDS[0], wrong])
+    opened.wait()
+    left = opened.try_out({tmp_path / "right": FEEDS[0], tmp_path / "wrong": wrong}, 1000)
+    assert (tmp_path / "right").is_dir() and not (tmp_path / "wrong").exists()
+    assert left == 1000 - 32
     session = open_session(path, threads=1)
     assert (opened.inputs, opened.outputs) == (session.inputs, session.outputs)
     alone = measure_load(path, [FEEDS[0], wrong], threads=1)
@@ -46,7 +49,7 @@ def test_it_tells_what_a_session_tells(opened: OpenedModel, path: Path) -> None:
 
 
 def test_outputs_lie_in_files(opened: OpenedModel, path: Path, tmp_path: Path) -> None:
-    opened.try_out(FEEDS[:1])
+    opened.wait()
     places = {tmp_path / str(i): feed for i, feed in enumerate(FEEDS)}
     left = opened.keep_outputs(places, 10_000)
     session = open_session(path, threads=1)
@@ -62,7 +65,7 @@ def test_outputs_lie_in_files(opened: OpenedModel, path: Path, tmp_path: Path) -
 
 
 def test_a_refused_feed_ends_nothing(opened: OpenedModel, tmp_path: Path) -> None:
-    opened.try_out(FEEDS[:1])
+    opened.wait()
     with pytest.raises(ModelError, match="Got invalid dimensions"):
         opened.keep_outputs({tmp_path / "a": {"x": np.ones((1, 3), "f")}}, 1000)
     assert opened.child.alive
@@ -73,7 +76,7 @@ def test_a_refused_feed_ends_nothing(opened: OpenedModel, tmp_path: Path) -> Non
 def test_it_is_timed_where_it_stands(
     opened: OpenedModel, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    opened.try_out(FEEDS[:1])
+    opened.wait()
 
     def none_new(*_: Any) -> None:
         raise AssertionError("another process was started")
@@ -85,12 +88,12 @@ def test_it_is_timed_where_it_stands(
     assert found.groups >= 3 and 0.3 < found.speedup("artifact").value < 3
 
 
-def test_what_cannot_be_opened_is_told_when_it_is_tried(tmp_path: Path) -> None:
+def test_what_cannot_be_opened_is_told_when_it_is_waited_for(tmp_path: Path) -> None:
     (tmp_path / "bad.onnx").write_bytes(b"no model")
     opened = OpenedModel(tmp_path / "bad.onnx")
     try:
         with pytest.raises(ModelError, match="refuses it"):
-            opened.try_out(FEEDS)
+            opened.wait()
     finally:
         opened.close()
     assert not opened.child.alive
