@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -119,25 +118,27 @@ class Decoding:
 
 
 def compare_decoding(
-    sessions: Sequence[Session],
+    sessions: list[Session],
     specs: tuple[InputSpec, ...],
     feeds: Sequence[Feed],
     tokens: str,
     logits: str,
     rollout: Rollout | None,
     likeness: Likeness,
+    time_both: Callable[[Feed], tuple[float, float]],
     prefill_ms: tuple[float, float] | None = None,
 ) -> Decoding | None:
     """Float and artifact side by side; None for samples of many rows.
 
     Args:
-        sessions: float, artifact.
+        sessions: float, artifact; emptied before anything is timed, so that no model is in memory twice.
         specs: the float model's inputs.
         feeds: samples.
         tokens: input that takes token ids.
         logits: output that holds the next token's logits.
         rollout: how the cache is carried over.
         likeness: predictions on samples that were read in one call.
+        time_both: milliseconds of float and artifact for a feed.
         prefill_ms: of a sample, where it was measured before.
     """
     feed = feeds[0]
@@ -155,13 +156,15 @@ def compare_decoding(
             same_prefix(sessions, specs, ids, logits, one, state, GREEDY_STEPS, guess=guess)
         )
     prefix = float(np.mean(prefixes))
-    prefill = prefill_ms or _times(sessions, feed)
-    decode = _times(sessions, _step_feed(sessions[0], specs, prompt, feed, state))
     if cached is not None:
         next_tokens = _next_tokens(sessions, feeds, tokens, logits, cached)
     else:
         steps = min(FORCED_STEPS, max(1, len(prompt) - 1))
         next_tokens = _as_next_tokens(likeness.ends(steps), steps)
+    step = _step_feed(sessions[0], specs, prompt, feed, state)
+    cache_bytes = _cache_bytes(sessions, token_feed(specs, prompt, others=feed), state)
+    sessions.clear()
+    prefill, decode = prefill_ms or time_both(feed), time_both(step)
     return Decoding(
         greedy_prompts=len(prefixes),
         greedy_steps=GREEDY_STEPS,
@@ -175,7 +178,7 @@ def compare_decoding(
         decode_tokens_per_s=(1e3 / decode[0], 1e3 / decode[1]),
         decode_speedup=decode[0] / decode[1],
         cached=bool(state),
-        cache_bytes=_cache_bytes(sessions, token_feed(specs, prompt, others=feed), state),
+        cache_bytes=cache_bytes,
     )
 
 
@@ -243,18 +246,3 @@ def _cache_bytes(
         sum(a.nbytes for a in s.run_raw(s.given(feed), list(state)).values()) for s in sessions
     )
     return first, second
-
-
-def _times(sessions: Sequence[Session], feed: Feed) -> tuple[float, float]:
-    """Median milliseconds of both, interleaved; at least 5 runs, about a second in all."""
-    runs: list[list[float]] = [[], []]
-    begin = time.perf_counter()
-    own = [session.given(feed) for session in sessions]
-    for session, given in zip(sessions, own, strict=True):
-        session.run_raw(given)
-    while len(runs[0]) < 5 or (time.perf_counter() - begin < 1.0 and len(runs[0]) < 50):
-        for times, session, given in zip(runs, sessions, own, strict=True):
-            start = time.perf_counter()
-            session.run_raw(given)
-            times.append((time.perf_counter() - start) * 1e3)
-    return float(np.median(runs[0])), float(np.median(runs[1]))

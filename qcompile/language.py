@@ -13,6 +13,7 @@ from qcompile.backends.ort import Session, open_session
 from qcompile.data.inputs import Feed, InputSpec
 from qcompile.data.text import token_input
 from qcompile.decoding import Decoding, Reading, compare_decoding
+from qcompile.measure import measure_pair
 from qcompile.probabilities import Likeness, surprise
 from qcompile.rollout import Rollout
 from qcompile.row_sums import Rows
@@ -32,6 +33,9 @@ VOCABULARY = 1000
 """An output of rank 3 whose last axis is at least so long is taken for logits."""
 
 FEEDS = 6
+
+STEP_S = 4.0
+"""Seconds for timing a decoding step of both models, as sessions that are deployed run it."""
 
 
 @dataclass(frozen=True)
@@ -182,10 +186,17 @@ def compare_generation(
         for feed in feeds[:FEEDS]:
             first, second = (reading.read(s.run, feed) for s in sessions)
             likeness.add(first, second, np.asarray(feed[tokens], np.int64)[:, 1:])
+
+    def time_both(feed: Feed) -> tuple[float, float]:
+        timed = measure_pair(
+            float_model, artifact, [feed], load=False, threads=threads, budget_s=STEP_S
+        )
+        return timed.models["float"].p50_ms, timed.models["artifact"].p50_ms
+
     decoding = None
     if not language.fixed:
         decoding = compare_decoding(
-            sessions, specs, feeds, tokens, logits, rollout, likeness, prefill_ms
+            sessions, specs, feeds, tokens, logits, rollout, likeness, time_both, prefill_ms
         )
     return Generation(
         likeness.perplexity, likeness.positions, likeness.agreement, likeness.kl, decoding
