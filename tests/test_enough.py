@@ -139,9 +139,9 @@ def test_timing_that_will_stay_vague_is_given_up() -> None:
         factor = 1 + (next(speeds) % 5) / 4
         return clock.runner(lambda _: int(1_000_000 * factor))
 
-    def seconds(give_up: bool) -> float:
-        found = timed(clock, ["float", "int"], open_one, budget_s=2.0, give_up=give_up)
+    def seconds(again_s: float) -> float:
+        found = timed(clock, ["float", "int"], open_one, budget_s=2.0, again_s=again_s)
         return float(found["seconds"])
 
-    assert seconds(True) < 1.0
-    assert seconds(False) >= 2.0
+    assert seconds(2.0) < 1.0
+    assert seconds(0.0) >= 2.0
