@@ -189,7 +189,9 @@ def _replace(
     )
     old = last.outputs[0]
     node.outputs[0].name = fresh_name(graph, f"{old.name}_{op_type}")
-    node.outputs[0].type, node.outputs[0].shape = old.type, old.shape
+    # behind an operator of ONNX Runtime's own no type may be known, but only float32 was taken
+    node.outputs[0].type = old.type or oir.TensorType(oir.DataType.FLOAT)
+    node.outputs[0].shape = old.shape
     set_origin(node, [use.node] if last is use.node else [use.node, last])
     graph.insert_after(last, node)
     replace_value(old, node.outputs[0])

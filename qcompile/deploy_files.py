@@ -30,7 +30,7 @@ ELSEWHERE = ("device.py",)
 def write_deploy(folder: Path, model: Path, feeds: Sequence[Feed]) -> None:
     """Scripts for ONNX Runtime, and samples with the outputs that ``model`` gives here.
 
-    As many of the samples as have outputs of `OUTPUT_BYTES`, and one at least.
+    As many of the samples as have outputs of about `OUTPUT_BYTES`, and one at least.
     """
     folder.mkdir()
     for source in sorted((Path(__file__).parent / "deploy").iterdir()):
@@ -43,11 +43,12 @@ def write_deploy(folder: Path, model: Path, feeds: Sequence[Feed]) -> None:
     for feed in feeds:
         given = session.given(feed)
         found = session.run_raw(given)
-        size += sum(np.asarray(value).nbytes for value in found.values())
-        if own and size > OUTPUT_BYTES:
-            break
         own.append(given)
         outputs.append(found)
+        last = sum(np.asarray(value).nbytes for value in found.values())
+        size += last
+        if size + last > OUTPUT_BYTES:
+            break
     save_samples(folder / "sample_in.npz", own)
     save_samples(folder / "sample_out.npz", outputs)
 

@@ -20,6 +20,7 @@ from qcompile.ir.matrices import find_matrices
 from qcompile.language import perplexity
 from qcompile.options import make_options
 from qcompile.round_weights import Rounded, round_alone, round_raised
+from qcompile.weights_flow import lower
 from qcompile.weights_plan import choose_matrices, raise_bits, raised_share
 
 VOCABULARY, WIDTH = 1024, 64
@@ -102,6 +103,20 @@ def test_the_bias_joins_the_kernel(
     assert len(adds) == 1  # the residual
     first = next(n for n in made.graph.node if n.op_type == "MatMulNBits")
     assert first.input[5].startswith("bias")
+
+
+def test_a_product_has_a_type_where_what_is_before_it_has_none(model: onnx.ModelProto) -> None:
+    found = oir.from_proto(model)
+    (product,) = (n for n in found.graph if n.outputs[0].name == "d")
+    product.outputs[0].type, product.outputs[0].shape = None, oir.Shape([None, None, WIDTH])
+    form = get_target("ort-int4").weights
+    assert form is not None
+    matrices, _ = find_matrices(found)
+    chosen = choose_matrices(matrices, form, make_options(target="ort-int4"))
+    rounded = {c.matrix.name: round_alone(c, "rtn") for c in chosen}
+    lowered = lower(found, rounded, form)
+    (value,) = (v for n in lowered.graph for v in n.outputs if v.name == "d")
+    assert value.dtype == oir.DataType.FLOAT
 
 
 def test_a_layer_kept_float_stays_float(

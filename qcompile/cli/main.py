@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import difflib
+import gc
 import glob
 import io
 import sys
@@ -134,6 +136,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             # names of tensors are any text, and not every console or pipe can show it
             stream.reconfigure(errors="backslashreplace")
+    atexit.register(
+        gc.freeze
+    )  # or all that is left is searched for garbage before the process ends
     debug = "--debug" in args
     if debug:
         args = ["--debug"] + [a for a in args if a != "--debug"]
