@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -178,7 +179,10 @@ def compile_weights(
     algorithm = algorithm_for(options, form, random=job.data.random)
     wanted = None if lock is None else able(follow_plan(matched, options, lock.plan))
     some = any(choice.spec is not None for choice in choices)
-    with float_ahead(job, runs=some, apart=algorithm in DATA_FREE) as float_side:
+    with ExitStack() as held:
+        with stages("run float"):
+            ahead = float_ahead(job, runs=some, apart=algorithm in DATA_FREE)
+            float_side = held.enter_context(ahead)
         cache: Cache | None = None
         if options.kv_cache == "int8":
             with stages("calibrate the cache"):

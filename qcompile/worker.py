@@ -71,6 +71,8 @@ def main() -> int:
             emit({"error": str(e), "model": getattr(e, "model", None)})
         except MemoryError:
             emit({"error": "not enough memory", "model": None})
+        except OSError as e:  # no room for outputs
+            emit({"error": f"{e.filename or 'a file'}: {e.strerror or e}", "model": None})
     return 0
 
 

@@ -97,3 +97,11 @@ def test_what_cannot_be_opened_is_told_when_it_is_waited_for(tmp_path: Path) -> 
     finally:
         opened.close()
     assert not opened.child.alive
+
+
+def test_outputs_that_cannot_be_stored_end_nothing(opened: OpenedModel, tmp_path: Path) -> None:
+    opened.wait()
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(ModelError, match="Not a directory"):
+        opened.keep_outputs({tmp_path / "file" / "a": FEEDS[0]}, 1000)
+    assert opened.child.alive
