@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as oir
 
-from qcompile.ir.graph import add_initializer, attribute, constant, fresh_name
+from qcompile.ir.graph import add_initializer, attribute, constant, fresh_name, new_value
 from qcompile.passes.dims import Dims
 from qcompile.passes.equal_halves import halves_equal
 from qcompile.passes.tracker import Tracker
@@ -180,10 +180,7 @@ class RotaryRows:
         base: str,
         **attributes: int,
     ) -> oir.Value:
-        name = fresh_name(self.graph, f"{base}_{op_type}")
-        node = oir.node(op_type, inputs, attributes=attributes, name=name)
-        out = node.outputs[0]
-        out.name, out.type = fresh_name(self.graph, f"{name}_out"), oir.TensorType(dtype)
+        node, out = new_value(self.graph, op_type, inputs, dtype, base, **attributes)
         self._new.append(node)
         return out
 

@@ -25,7 +25,7 @@ from qcompile.round_weights import rounds_alone
 from qcompile.segmented import SegmentedSession
 from qcompile.sizes import model_bytes
 
-__all__ = ["Beside", "float_ahead", "opened_early", "spared"]
+__all__ = ["float_ahead", "opened_early", "spared"]
 
 HURRIED = 8
 """Held-back samples that judge with ``--effort fast``."""
@@ -39,7 +39,7 @@ def spared(job: Job) -> tuple[Job, list[Note]]:
     if job.options.effort != "fast" or total <= HURRIED:
         return job, []
     some = np.linspace(0, total - 1, HURRIED).astype(int).tolist()
-    note = Note("gate", f"judged by {HURRIED} of {total} held-back samples: --effort fast")
+    note = Note("", f"judged by {HURRIED} of {total} held-back samples: --effort fast")
     return replace(job, data=replace(job.data, held=job.data.held.subset(some))), [note]
 
 
@@ -72,9 +72,9 @@ def float_ahead(job: Job, *, runs: bool, apart: bool) -> Iterator[Callable[[], B
         beside.release()
         yield lambda: beside
         return
-    options, early = job.options, job.opened
-    usable = early is not None and early.path == job.float_path
-    opened = early if early is not None and usable else _opened(job.float_path, options)
+    opened = job.opened
+    if opened is None or opened.path != job.float_path:
+        opened = _opened(job.float_path, job.options)
     with closing(opened), ThreadPoolExecutor(1) as pool:
         yield pool.submit(_tried, job, opened).result
 

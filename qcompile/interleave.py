@@ -50,8 +50,8 @@ def interleave(
     what one leaves behind (warm caches, a raised clock) favours nobody.
 
     Where opening takes more than `DEAR` of the budget, sessions stay open from group to group: the
-    intervals then leave out where memory lies, or three groups of a large language model took
-    twenty seconds, of which its runs are five.
+    intervals then leave out where memory lies. Opened anew, three groups of a language model took
+    twenty seconds, of which its runs were five.
 
     Args:
         names: models; the first is the base of all ratios.

@@ -167,8 +167,7 @@ def measure_many(
             if half of the budget leaves the ratios vague, or will as it looks, once more without (unless
             opening the models takes longer than that half).
             (Two cores shared with other work, PP-OCRv4 recognition at two threads: 1.04 with an
-            interval of 0.83 to 1.34 in 10 s spinning, 1.21 with 1.19 to 1.23 in 2 s without; on
-            idle cores both ways agree to 1 %.)
+            interval of 0.83 to 1.34 in 10 s spinning, 1.21 with 1.19 to 1.23 in 2 s without.)
         custom_ops: library with custom operators.
         provider: what executes them.
         process: one in which some of the models may stand open.
